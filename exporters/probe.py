@@ -1,0 +1,77 @@
+"""What only a fresh process can tell: how long loading and the first inference take, and peak memory from outside.
+
+Called by name in a new process; the request and the answer are plain JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from typing import Any
+
+import numpy as np
+
+from exporters.artifact import ExportError, IOSpec
+from exporters.base import Runner
+
+
+def cold_start(request: dict[str, Any]) -> dict[str, Any]:
+    """Open a model, infer once, then `repeats` times more (3); times in milliseconds of wall clock.
+
+    A file: `{"runtime": "openvino", "path": "m.onnx", "threads": 1, "shape": [1, 3, 32, 32]?, "device"?}`.
+    A module: `{"runtime": "torch", "builder": "package.module:function", "args": {...}, "shape": [...], "threads": 1,
+    "precision"?, "channels_last"?, "device"?}`, where the function, called with the args, returns the `nn.Module`.
+
+    Returns `load_ms` (from nothing imported to ready, building a torch module included), `first_ms`, `next_ms` (the
+    fastest of the further calls). Inputs are zeros: the time of dense networks does not depend on values.
+    """
+    start = time.perf_counter_ns()
+    runner = _torch_runner(request) if request["runtime"] == "torch" else _file_runner(request)
+    with runner:
+        load_ms = _since_ms(start)
+        feeds = {spec.name: np.zeros(_sizes(spec), spec.dtype) for spec in runner.inputs}
+        times = []
+        for _ in range(1 + request.get("repeats", 3)):
+            start = time.perf_counter_ns()
+            runner(feeds)
+            runner.synchronize()
+            times.append(_since_ms(start))
+        return {"load_ms": load_ms, "first_ms": times[0], "next_ms": min(times[1:], default=None)}
+
+
+def _file_runner(request: dict[str, Any]) -> Runner:
+    from exporters import open_runner
+
+    shape = request.get("shape")
+    return open_runner(
+        request["runtime"],
+        request["path"],
+        threads=request["threads"],
+        device=request.get("device", "cpu"),
+        shapes=tuple(shape) if shape else None,
+    )
+
+
+def _torch_runner(request: dict[str, Any]) -> Runner:
+    from exporters.run_torch import TorchRunner
+
+    module_name, _, attribute = request["builder"].partition(":")
+    module = getattr(importlib.import_module(module_name), attribute)(**request.get("args", {}))
+    return TorchRunner(
+        module,
+        threads=request["threads"],
+        device=request.get("device", "cpu"),
+        precision=request.get("precision", "fp32"),
+        channels_last=request.get("channels_last", False),
+        input_shape=tuple(request["shape"]),
+    )
+
+
+def _sizes(spec: IOSpec) -> tuple[int, ...]:
+    if spec.dynamic:
+        raise ExportError(f"probe: input {spec} has open sizes; give its shape")
+    return tuple(int(size) for size in spec.shape)
+
+
+def _since_ms(start_ns: int) -> float:
+    return (time.perf_counter_ns() - start_ns) / 1e6

@@ -1,0 +1,291 @@
+"""What a bundle holds and how it is read: the manifest first, then only what the manifest names, hash by hash.
+
+Arrays are .npy files whose header must match their size and type before they are read; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.atomic import disk_errors, format_bytes
+from pipeline.bundle.archive import LARGEST_BYTES, Entry, pieces, read_archive
+from pipeline.errors import UserError
+from pipeline.tasks import TASKS
+
+SCHEMA_VERSION = 1
+KIND = "edgestill-bundle"
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+REPORT, RULES, PREPROCESSING = "report.json", "gate.json", "preprocessing.json"
+SPLITS = ("validation", "test")
+REFERENCES = ("teacher", "control", "student")
+OUTCOMES = {"prediction": "int32", "correct": "bool", "top5": "bool", "confidence": "float32"}
+# A JSON file is read whole; these are far above what a run writes.
+LARGEST_JSON_BYTES = {MANIFEST: 4 << 20, SIGNATURE: 64 << 10, RULES: 1 << 20, PREPROCESSING: 16 << 20}
+LARGEST_REPORT_BYTES = 64 << 20
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class File(_Part):
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0, le=LARGEST_BYTES)]
+
+
+class Model(_Part):
+    """One ONNX file; `stage` is the stage of the run that made it."""
+
+    file: str
+    role: Literal["artifact", "teacher"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    stage: Name
+
+
+class Samples(_Part):
+    """`n` images of the `of` that the split of the run has."""
+
+    n: Annotated[int, Field(ge=1)]
+    of: Annotated[int, Field(ge=1)]
+
+
+class Manifest(_Part):
+    """manifest.json. `references` are networks of the host whose outcomes on the samples were recorded there."""
+
+    schema_version: Literal[1]
+    kind: Literal["edgestill-bundle"]
+    recipe: Name
+    task: str
+    image_shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 16)]], Field(min_length=3, max_length=3)]
+    made_with: dict[str, str]
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    samples: dict[Literal["validation", "test"], Samples]
+    references: list[Literal["teacher", "control", "student"]]
+    files: dict[str, File]
+
+    def expected_files(self) -> dict[str, int | None]:
+        """Every file that the other entries call for, with its size where that is known."""
+        wanted: dict[str, int | None] = dict.fromkeys((REPORT, RULES, PREPROCESSING))
+        wanted |= {model.file: None for model in self.models.values()}
+        for split in SPLITS:
+            n = self.samples[split].n
+            wanted[images_file(split)] = array_size("uint8", (n, *self.image_shape))
+            wanted[labels_file(split)] = array_size("int64", (n,))
+            for name in self.references:
+                wanted |= {outcomes_file(name, split, key): array_size(kind, (n,)) for key, kind in OUTCOMES.items()}
+        return wanted
+
+
+def images_file(split: str) -> str:
+    return f"samples/{split}-images.npy"
+
+
+def labels_file(split: str) -> str:
+    return f"samples/{split}-labels.npy"
+
+
+def outcomes_file(reference: str, split: str, key: str) -> str:
+    return f"outcomes/{reference}-{split}-{key}.npy"
+
+
+def model_file(name: str) -> str:
+    return f"models/{name}.onnx"
+
+
+def read_manifest(path: Path) -> tuple[Manifest, bytes, dict[str, Entry]]:
+    """The manifest, its bytes, and every file of the archive; the hashes are not looked at yet: see `hashed`.
+
+    Raises UserError, one line, for an archive, a manifest or a list of files that is not a bundle's.
+    """
+    entries = read_archive(path)
+    if MANIFEST not in entries:
+        raise UserError(f"{path}: has no {MANIFEST}; make it with 'edgestill bundle RUN'")
+    text = small_file(path, entries, MANIFEST)
+    values = parse_json(text, f"{path}: {MANIFEST}")
+    if isinstance(values, dict) and values.get("kind") == KIND and values.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: {MANIFEST}: schema_version is {str(values.get('schema_version'))[:20]}, not {SCHEMA_VERSION}; "
+            "use the edgestill that wrote it"
+        )
+    try:
+        manifest = Manifest.model_validate(values)
+    except (ValidationError, RecursionError) as error:
+        raise UserError(f"{path}: {MANIFEST}: {_first_fault(error)}; make the bundle again") from None
+    if fault := _fault(manifest):
+        raise UserError(f"{path}: {MANIFEST}: {fault}; make the bundle again")
+    return manifest, text, entries
+
+
+def _fault(manifest: Manifest) -> str:
+    """What contradicts itself in a manifest; empty when nothing does."""
+    if manifest.task not in TASKS:
+        return f"unknown task {manifest.task[:40]!r}"
+    if set(manifest.samples) != set(SPLITS):
+        return "samples of validation and test are needed"
+    if len(set(manifest.references)) < len(manifest.references):
+        return "a reference is named twice"
+    for name, model in manifest.models.items():
+        if model.file != model_file(name) or (model.role == "teacher") != (name == "teacher"):
+            return f"models.{name} is {model.file[:60]!r} in the role {model.role}"
+    if not any(model.role == "artifact" for model in manifest.models.values()):
+        return "there is no artifact in it"
+    wanted = manifest.expected_files()
+    if odd := sorted(wanted.keys() ^ manifest.files.keys()):
+        return f"{odd[0][:100]} is {'missing from' if odd[0] in wanted else 'not known in'} its files"
+    for name, size in wanted.items():
+        if size not in (None, manifest.files[name].size):
+            return f"{name} cannot have {manifest.files[name].size:,} bytes, but {size:,}"
+    return ""
+
+
+def _first_fault(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    fault = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part)[:60] for part in fault["loc"])
+    return " ".join(f"{place}: {fault['msg']}".split())
+
+
+def small_file(path: Path, entries: Mapping[str, Entry], name: str) -> bytes:
+    """A file that is read whole, refused above its limit before a byte of it is read."""
+    entry = entries[name]
+    most = LARGEST_JSON_BYTES.get(name, LARGEST_REPORT_BYTES)
+    if entry.size > most:
+        raise UserError(f"{path}: {name} has {format_bytes(entry.size)}; at most {format_bytes(most)} are read")
+    return b"".join(pieces(path, entry))
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply; make the bundle again") from None
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON ({' '.join(str(error).split())[:80]}); copy the file again") from None
+
+
+def hashed(path: Path, entry: Entry, target: Path | None = None) -> tuple[str, int]:
+    """SHA-256 and CRC-32 of one file's bytes; with `target` they are written there too, to a file that is not there."""
+    digest, crc32 = hashlib.sha256(), 0
+    with target.open("xb") if target else contextlib.nullcontext() as file:
+        for piece in pieces(path, entry):
+            digest.update(piece)
+            crc32 = zlib.crc32(piece, crc32)
+            if file:
+                file.write(piece)
+    return digest.hexdigest(), crc32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle whose every hash was right when it was unpacked to `folder`. `manifest_sha256` names the bundle."""
+
+    path: Path
+    folder: Path
+    manifest: Manifest
+    manifest_sha256: str
+    report: dict[str, Any]
+    rules: list[Any]
+
+    def samples(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (N, H, W, C), left on the disk until they are read, and labels int64 (N,)."""
+        n = self.manifest.samples[split].n  # type: ignore[index]
+        images = self.array(images_file(split), "uint8", (n, *self.manifest.image_shape))
+        return images, self.array(labels_file(split), "int64", (n,))
+
+    def outcomes(self, reference: str, split: str) -> dict[str, np.ndarray]:
+        """What `reference` did on the samples on the host, as `Task.outcomes` gives it."""
+        n = self.manifest.samples[split].n  # type: ignore[index]
+        return {
+            key: np.array(self.array(outcomes_file(reference, split, key), kind, (n,)))
+            for key, kind in OUTCOMES.items()
+        }
+
+    def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        return read_array(self.folder / name, dtype, shape, where=f"{self.path}: {name}")
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Bundle]:
+    """Check everything and unpack to a folder of its own that is gone afterwards. Raises UserError, one line."""
+    with tempfile.TemporaryDirectory(prefix="edgestill-bundle-") as name:
+        yield _unpack(path, Path(name))
+
+
+def _unpack(path: Path, folder: Path) -> Bundle:
+    from pipeline.report import check
+
+    manifest, text, entries = read_manifest(path)
+    if odd := sorted((entries.keys() - {MANIFEST, SIGNATURE}) ^ manifest.files.keys()):
+        what = "is missing" if odd[0] in manifest.files else "is not in its manifest"
+        raise UserError(f"{path}: {odd[0]} {what}; 'edgestill verify {path}' says more")
+    for file, entry in entries.items():
+        with disk_errors(folder / file, needed_bytes=entry.size):
+            (folder / file).parent.mkdir(exist_ok=True)
+            sha256, crc32 = hashed(path, entry, folder / file)
+        known = manifest.files.get(file)
+        if crc32 != entry.crc32 or (known and (known.sha256, known.size) != (sha256, entry.size)):
+            raise UserError(f"{path}: {file} was changed; 'edgestill verify {path}' says more")
+    report = parse_json(small_file(path, entries, REPORT), f"{path}: {REPORT}")
+    rules = parse_json(small_file(path, entries, RULES), f"{path}: {RULES}")
+    check(report, f"{path}: {REPORT}")
+    if not isinstance(rules, dict) or not isinstance(rules.get("gate"), list):
+        raise UserError(f"{path}: {RULES}: has no list of rules; make the bundle again")
+    names = report["data"].get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: {REPORT}: data.class_names is no list of names; make the bundle again")
+    return Bundle(
+        path=path,
+        folder=folder,
+        manifest=manifest,
+        manifest_sha256=hashlib.sha256(text).hexdigest(),
+        report=report,
+        rules=rules["gate"],
+    )
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """The .npy form of an array, the same bytes with every version of NumPy."""
+    return array_header(array.dtype.name, array.shape) + np.ascontiguousarray(array, _little(array.dtype)).tobytes()
+
+
+def array_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """How the .npy file of such an array begins (format 1.0)."""
+    text = f"{{'descr': '{_little(dtype).str}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    text += " " * (-(10 + len(text) + 1) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")
+
+
+def array_size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of the .npy file of such an array."""
+    return len(array_header(dtype, shape)) + math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def read_array(path: Path, dtype: str, shape: tuple[int, ...], *, where: str) -> np.ndarray:
+    """A read-only view of an .npy file of exactly this type and shape; any other header is refused, not interpreted."""
+    header = array_header(dtype, shape)
+    with path.open("rb") as file:
+        found = file.read(len(header))
+    if found != header or path.stat().st_size != array_size(dtype, shape):
+        raise UserError(f"{where}: is not an array of {dtype}{list(shape)}; make the bundle again")
+    return np.memmap(path, dtype=_little(dtype), mode="r", offset=len(header), shape=shape)
+
+
+def _little(dtype: Any) -> np.dtype:
+    return np.dtype(dtype).newbyteorder("<")

@@ -1,0 +1,232 @@
+"""The bundle of a finished run: its ONNX files, the samples that judge them, and the record of where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import manifest as stage_manifest
+from pipeline.atomic import disk_errors
+from pipeline.bundle import signature
+from pipeline.bundle.archive import name_fault, write_archive
+from pipeline.bundle.contents import (
+    KIND,
+    MANIFEST,
+    OUTCOMES,
+    PREPROCESSING,
+    REFERENCES,
+    REPORT,
+    RULES,
+    SCHEMA_VERSION,
+    SIGNATURE,
+    array_bytes,
+    array_header,
+    images_file,
+    labels_file,
+    model_file,
+    outcomes_file,
+)
+from pipeline.bundle.settings import recipe_of
+from pipeline.data.source import Images
+from pipeline.errors import UserError
+
+SUFFIX = ".edgestill.zip"
+PACKAGES = ("edgestill", "numpy", "onnx", "onnxconverter-common", "onnxruntime", "openvino", "torch")
+CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """The file that was written. `manifest_sha256` names its content."""
+
+    path: Path
+    size_bytes: int
+    files: int
+    manifest_sha256: str
+    models: tuple[str, ...]
+    samples: dict[str, dict[str, int]]
+
+
+def pack(
+    run: Path,
+    out: Path | None = None,
+    *,
+    key: Path | None = None,
+    teacher: bool = True,
+    samples: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Packed:
+    """Write the bundle of `run`, the folder of a run, to `out` (default: RECIPE.edgestill.zip here).
+
+    The same run gives the same bytes. `teacher` False leaves the teacher's ONNX file out, `samples` takes at most so
+    many images of each split. Raises UserError, one line, when a file is not the one that was judged.
+    """
+    from pipeline.report import load
+
+    report = load(run)
+    folder = run if run.is_dir() else run.parent
+    recipe = recipe_of(report, str(run))
+    out = out or Path(f"{recipe.name}{SUFFIX}")
+    models = models_of(report, folder, teacher=teacher)
+    if key is not None and not key.is_file():
+        signature.sign(b"", key)  # says why not, before anything is read
+    with tempfile.TemporaryDirectory(prefix="edgestill-pack-") as name:
+        staging = Path(name)
+        files: dict[str, bytes | Path] = {model["file"]: model.pop("path") for model in models.values()}
+        taken, references, shape = stage_samples(report, folder, staging, files, samples, say)
+        files[REPORT] = (folder / REPORT if run.is_dir() else run).read_bytes()
+        files[RULES] = as_json({"gate": report["recipe"].get("gate") or []})
+        files[PREPROCESSING] = as_json(preprocessing_of(models, files))
+        manifest = as_json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "kind": KIND,
+                "recipe": recipe.name,
+                "task": recipe.task,
+                "image_shape": shape,
+                "made_with": versions(),
+                "models": models,
+                "samples": taken,
+                "references": references,
+                "files": {file: hash_of(content) for file, content in sorted(files.items())},
+            }
+        )
+        extra = {MANIFEST: manifest} | ({SIGNATURE: signature.sign(manifest, key)} if key else {})
+        write_archive(out, files | extra)
+    return Packed(
+        path=out,
+        size_bytes=out.stat().st_size,
+        files=len(files) + len(extra),
+        manifest_sha256=hash_of(manifest)["sha256"],
+        models=tuple(models),
+        samples=taken,
+    )
+
+
+def models_of(report: Mapping[str, Any], folder: Path, *, teacher: bool) -> dict[str, dict[str, Any]]:
+    """name -> the manifest's entry and `path`, of every ONNX file that the report judged; its bytes must be those."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in report["subjects"]:
+        name = str(row["name"]).partition("@")[0]
+        if row.get("format") != "onnx" or name in found or (name == "teacher" and not teacher):
+            continue
+        path = folder / str(row["path"])
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; make it again with: {report.get('command') or 'edgestill run'}")
+        if stage_manifest.sha256_file(path) != row["sha256"]:
+            raise UserError(f"{path}: is not the file that the report judged; run the recipe again")
+        assert not name_fault(model_file(name)), name
+        found[name] = {
+            "file": model_file(name),
+            "role": "teacher" if name == "teacher" else "artifact",
+            "precision": row["precision"],
+            "stage": row["stage"],
+            "path": path,
+        }
+    if not set(found) - {"teacher"}:
+        raise UserError(f"{folder}: its report has no ONNX artifact; run the recipe again")
+    return dict(sorted(found.items()))
+
+
+def stage_samples(
+    report: Mapping[str, Any],
+    folder: Path,
+    staging: Path,
+    files: dict[str, bytes | Path],
+    most: int | None,
+    say: Callable[[str], None],
+) -> tuple[dict[str, dict[str, int]], list[str], list[int]]:
+    """Add images, labels and recorded outcomes of both splits to `files`; what was taken, whose outcomes, the shape."""
+    from pipeline.stages.data import prepared
+
+    recipe = recipe_of(report, str(folder))
+    stored = {str(row["name"]): row.get("stored") or {} for row in report["subjects"]}
+    references = [name for name in REFERENCES if "outcomes" in stored.get(name, {})]
+    if not references:
+        raise UserError(f"{folder}: its report names no recorded outcomes; run the recipe again")
+    places = {name: folder / str(stored[name]["outcomes"]["path"]) for name in references}
+    data = prepared(recipe, stage_of(folder, places[references[0]].parent, "data"))
+    taken: dict[str, dict[str, int]] = {}
+    for split, images, indices in (
+        ("validation", data.source.train, data.validation),
+        ("test", data.source.test, data.test),
+    ):
+        chosen = choose(len(indices), most, recipe.seed)
+        taken[split] = {"n": len(chosen), "of": len(indices)}
+        say(f"bundle: {len(chosen):,} of {len(indices):,} {split} images")
+        files[images_file(split)] = staging / f"{split}.npy"
+        write_images(staging / f"{split}.npy", images, indices[chosen])
+        labels = np.asarray(images.labels[indices[chosen]], np.int64)
+        files[labels_file(split)] = array_bytes(labels)
+        for name in references:
+            with np.load(places[name], allow_pickle=False) as archive:
+                arrays = {key: archive[f"{split}_{key}"] for key in OUTCOMES}
+            if len(arrays["prediction"]) != len(indices):
+                raise UserError(f"{places[name]}: has other samples than the data set; run the recipe again")
+            arrays = {key: array[chosen].astype(OUTCOMES[key]) for key, array in arrays.items()}
+            if not np.array_equal(arrays["prediction"] == labels, arrays["correct"]):
+                raise UserError(f"{places[name]}: contradicts the labels of the data set; run the recipe again")
+            files |= {outcomes_file(name, split, key): array_bytes(array) for key, array in arrays.items()}
+    return taken, references, list(data.source.test.shape)
+
+
+def stage_of(folder: Path, later: Path, name: str) -> Path:
+    """The folder of the stage `name` that the finished stage in `later` was made from."""
+    try:
+        needed = stage_manifest.read(later)["inputs"][name]["fingerprint"]
+    except (stage_manifest.BrokenFolderError, KeyError) as error:
+        raise UserError(f"{later}: {error}; run the recipe again") from None
+    found = folder / f"{name}-{needed[:12]}"
+    if not found.is_dir():
+        raise UserError(f"{found}: is missing; run the recipe again")
+    return found
+
+
+def choose(n: int, most: int | None, seed: int) -> np.ndarray:
+    """Sorted int64 places: all `n`, or `most` of them drawn by `seed`."""
+    if most is None or most >= n:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).permutation(n)[:most])
+
+
+def write_images(path: Path, images: Images, indices: np.ndarray) -> None:
+    """An .npy file of uint8 (N, H, W, C), written chunk by chunk."""
+    with disk_errors(path), path.open("wb") as file:
+        file.write(array_header("uint8", (len(indices), *images.shape)))
+        for start in range(0, len(indices), CHUNK):
+            file.write(np.ascontiguousarray(images.load(indices[start : start + CHUNK]), np.uint8).tobytes())
+
+
+def preprocessing_of(models: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> dict[str, Any]:
+    """How uint8 images become the input of each model, and the names of its classes; as the files themselves say."""
+    from exporters.artifact import Preprocessing
+
+    return {
+        name: asdict(Preprocessing.of_file(path)) | {"layout": "NCHW"}
+        for name, model in models.items()
+        if isinstance(path := files[model["file"]], Path)
+    }
+
+
+def versions() -> dict[str, str]:
+    from exporters.artifact import installed_versions
+
+    return {"python": platform.python_version()} | installed_versions(*PACKAGES)
+
+
+def hash_of(content: bytes | Path) -> dict[str, Any]:
+    if isinstance(content, Path):
+        return {"sha256": stage_manifest.sha256_file(content), "size": content.stat().st_size}
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+
+def as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,182 @@
+"""`edgestill bundle`, `edgestill verify`, and `edgestill profile` where its subject is a bundle."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.arguments import WEIGHTS, json_option
+from pipeline.cli.output import console, print_json, say_next
+from pipeline.errors import EXIT_COULD_NOT_RUN, UserError
+
+if TYPE_CHECKING:
+    from pipeline.bundle.verify import Verified
+
+# options of `profile` that ask for something else than a bundle holds
+NOT_OF_A_BUNDLE = {"against": "--against", "inputs": "--input", "classes": "--classes", "kind": "--kind"}
+NOT_OF_A_BUNDLE |= {name: f"--{name.replace('_', '-')}" for name in ("minutes", "deadline_ms", "batches", "layers")}
+# option -> setting of the recipe's [profile], which holds where the option is not given
+SETTINGS = {"device": "device", "runtimes": "runtimes", "threads": "threads", "seconds": "min_seconds"}
+SETTINGS |= {"blocks": "blocks"}
+
+
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write; without, RECIPE.edgestill.zip here.")
+@click.option("--sign", "key", metavar="KEY", type=click.Path(path_type=Path), help="Sign with this SSH key.")
+@click.option("--without-teacher", is_flag=True, help="Smaller; speed rules against the teacher stay undecided there.")
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="At most so many images of each split.")
+@json_option
+def bundle(
+    run: Path, out: Path | None, key: Path | None, without_teacher: bool, samples: int | None, as_json: bool
+) -> None:
+    """Pack RUN, the folder of a run, into one file for a device: its ONNX files and the teacher's, preprocessing, class
+    names, gate rules, report, and the test and validation images with what the teacher answered to them.
+
+    The images lie in the file as they are: pass it on only where they may go. The same run gives the same bytes.
+    """
+    from pipeline.bundle.pack import pack
+    from pipeline.quantities import show
+
+    packed = pack(
+        run,
+        out,
+        key=key,
+        teacher=not without_teacher,
+        samples=samples,
+        say=lambda line: None if as_json else click.echo(line, err=True),
+    )
+    if as_json:
+        print_json(
+            {
+                "bundle": str(packed.path),
+                "size_bytes": packed.size_bytes,
+                "files": packed.files,
+                "manifest_sha256": packed.manifest_sha256,
+                "models": list(packed.models),
+                "samples": packed.samples,
+                "signed": key is not None,
+            }
+        )
+        return
+    click.echo(f"wrote {packed.path}: {', '.join(packed.models)}; {show(packed.size_bytes, 'bytes')}")
+    click.echo(f"manifest sha256 {packed.manifest_sha256}" + (", signed" if key else ""))
+    say_next(shlex.join(["edgestill", "verify", str(packed.path)]))
+
+
+@click.command()
+@click.argument("subject", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--signers",
+    type=click.Path(path_type=Path),
+    help="Who may have signed it: a file of lines 'NAME ssh-ed25519 AAAA...', as ssh-keygen -Y verify takes it.",
+)
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, subject: Path, signers: Path | None, as_json: bool) -> None:
+    """Hash every file of BUNDLE, or of the folder of a run, and say what is not as it was written.
+
+    Exits with 0 when nothing changed (and, with --signers, one of them signed it), with 1 otherwise.
+    """
+    from pipeline.bundle.verify import verify_bundle, verify_run
+
+    if not subject.exists():
+        raise UserError(f"{subject}: no such file; give a bundle or the folder of a run")
+    if subject.is_dir() and signers is not None:
+        raise UserError(f"{subject}: a run is not signed, its bundle is; leave out --signers")
+    found = verify_run(subject) if subject.is_dir() else verify_bundle(subject, signers)
+    if as_json:
+        print_json(as_table(subject, found))
+    else:
+        show_verified(subject, found, signers)
+    ctx.exit(EXIT_COULD_NOT_RUN if found.changes else 0)
+
+
+def as_table(subject: Path, found: Verified) -> dict[str, Any]:
+    return {
+        "subject": str(subject),
+        "whole": not found.changes,
+        "files": found.files,
+        "size_bytes": found.size_bytes,
+        "changes": [
+            {"file": change.file, "what": change.what, "expected": change.expected, "got": change.got}
+            for change in found.changes
+        ],
+        "signed": found.signed,
+        "trusted": found.trusted,
+    }
+
+
+def show_verified(subject: Path, found: Verified, signers: Path | None) -> None:
+    from pipeline.quantities import show
+
+    for change in found.changes:
+        click.echo(f"error: {change}", err=True)
+    if found.signed:
+        click.echo(
+            found.signed + ("" if found.trusted or signers else "; --signers FILE says whether you know that key")
+        )
+    elif not subject.is_dir():
+        click.echo("not signed")
+    if found.changes:
+        click.echo(f"CHANGED  {len(found.changes)} of {found.files} files are not as they were written")
+        return
+    click.echo(f"whole: {found.files} files of {show(found.size_bytes, 'bytes')} are as they were written")
+    say_next(shlex.join(["edgestill", "bundle" if subject.is_dir() else "profile", str(subject)]))
+
+
+def is_bundle(text: str) -> bool:
+    """Whether `text` names a zip that is no file of weights (PyTorch's are zips too)."""
+    path = Path(text)
+    if not path.is_file() or path.suffix.lower() in WEIGHTS:
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".zip" or file.read(4) == b"PK\x03\x04"
+
+
+def profile_bundle(ctx: click.Context) -> None:
+    """`edgestill profile BUNDLE`: the record of this machine, in a folder of its own, and its verdict.
+
+    Where an option is not given, the recipe of the bundle says it.
+    """
+    from pipeline.bundle.contents import unpacked
+    from pipeline.bundle.device import measure
+    from pipeline.report import print_ledger
+
+    options = ctx.params
+    if len(options["subjects"]) > 1:
+        raise UserError(f"{' '.join(options['subjects'])}: a bundle is measured alone; name it and nothing else")
+    given = {name for name in options if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    path = Path(options["subjects"][0])
+    if odd := [flag for name, flag in NOT_OF_A_BUNDLE.items() if name in given]:
+        raise UserError(f"{path}: {odd[0]} is not for a bundle, which says that itself; leave it out")
+    settings = {SETTINGS[name]: options[name] for name in SETTINGS if name in given}
+    with unpacked(path) as opened:
+        out = options["out"] or Path(f"{opened.manifest.recipe}-record")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: is there already; give another --out, or remove it")
+        words = [word for name in sorted(given - {"subjects", "out", "as_json"}) for word in told(name, options[name])]
+        record = measure(
+            opened,
+            out,
+            settings,
+            command=shlex.join(["edgestill", "profile", path.name, *words]),
+            memory=options["memory"],
+            say=lambda line: click.echo(line, err=True),
+        )
+    if options["as_json"]:
+        print_json(record)
+        return
+    print_ledger(record, console(), folder=out, following=shlex.join(["edgestill", "gate", str(out)]))
+
+
+def told(name: str, value: Any) -> list[str]:
+    """An option as it stands on the command line."""
+    if name == "memory":
+        return ["--memory" if value else "--no-memory"]
+    if name == "runtimes":
+        return [word for runtime in value for word in ("--runtime", runtime)]
+    return [f"--{name}", str(value)]

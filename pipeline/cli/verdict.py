@@ -1,0 +1,122 @@
+"""`edgestill gate` and `edgestill report`: from a recorded report, without measuring anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.arguments import json_option
+from pipeline.cli.output import console, print_json, say_next
+from pipeline.cli.run import VERDICT_CODES
+from pipeline.errors import RecipeError
+
+if TYPE_CHECKING:
+    from pipeline.gate import Verdict
+
+SIGNS = {"pass": ("green", "\u2713"), "fail": ("red", "\u2715"), "undecided": ("yellow", "?")}
+COLOURS = {"released": "green", "refused": "red", "undecided": "yellow"}
+
+
+@click.command()
+@click.argument("report", metavar="REPORT")
+@click.option("--rules", metavar="FILE", help="Rules to judge by: a .toml file with [[gate]] tables, or a recipe.")
+@json_option
+@click.pass_context
+def gate(ctx: click.Context, report: str, rules: str | None, as_json: bool) -> None:
+    """Judge REPORT again, a report.json or the folder of a run, by its own rules or those of --rules.
+
+    Exits with 0 for released, 3 for refused, 4 for undecided.
+    """
+    from pipeline.gate import judge
+    from pipeline.report import load
+
+    found = load(report)
+    verdict = judge(found, None if rules is None else read_rules(rules))
+    bytes_judged = judged(found, verdict)
+    if as_json:
+        told = {"verdict": verdict.verdict, "sentence": verdict.sentence, "gates": verdict.gates()}
+        print_json(told | {"judged": bytes_judged})
+    else:
+        _show(verdict)
+        for row in bytes_judged:
+            click.echo(f"judged: {row['path']}, sha256 {row['sha256']}")
+        if "bundle" in found:
+            say_next(f"edgestill report RUN --join {report}, on the host")
+        else:
+            say_next(f"edgestill report {report}" if rules is None else "edgestill gate with other rules, or ship")
+    ctx.exit(VERDICT_CODES[verdict.verdict])
+
+
+def judged(report: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
+    """Name, path and sha256 of every subject that a check was about: the bytes that the verdict holds for."""
+    names = {check.subject for check in verdict.checks}
+    return [{k: row.get(k) for k in ("name", "path", "sha256")} for row in report["subjects"] if row["name"] in names]
+
+
+def _show(verdict: Verdict) -> None:
+    from rich.text import Text
+
+    shown = console()
+    for check in verdict.checks:
+        style, sign = SIGNS[check.outcome]
+        shown.print(Text.assemble((f"{sign} ", style), (check.rule, "bold"), f": {check.reason}"), soft_wrap=True)
+    colour = f"bold {COLOURS[verdict.verdict]}"
+    shown.print(Text.assemble((verdict.verdict.upper(), colour), f"  {verdict.sentence}"), soft_wrap=True)
+
+
+def read_rules(path: str) -> list[dict[str, Any]]:
+    """The [[gate]] tables of a TOML file. A file without any is refused: nothing would be judged."""
+    from pipeline.recipe_file import read_toml
+
+    if not Path(path).is_file():
+        raise RecipeError(f"{path}: no such file; give a .toml file with [[gate]] tables")
+    rules = read_toml(Path(path)).get("gate")
+    if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
+        raise RecipeError(f"{path}: no [[gate]] table; nothing would be judged")
+    return rules
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--join",
+    "records",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RECORD",
+    help="What 'edgestill profile BUNDLE' wrote on a device; kept with the run from then on. May be repeated.",
+)
+@json_option
+def report(run: str, records: tuple[Path, ...], as_json: bool) -> None:
+    """Render report.md and report.html beside the report.json of RUN, a folder or the file itself.
+
+    With --join, what a device measured of this run's bundle joins the page, judged by the rules of this run.
+    """
+    from pipeline.atomic import write_text
+    from pipeline.bundle.join import join, joined
+    from pipeline.report import device_view, load, print_ledger, render_html, render_markdown
+
+    found = load(run)
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    for record in records:
+        join(folder, found, record)
+    devices, left_out = joined(folder, found)
+    for why in left_out:
+        click.echo(f"note: left out: {why}", err=True)
+    pages = {"markdown": folder / "report.md", "html": folder / "report.html"}
+    write_text(pages["markdown"], render_markdown(found | {"devices": devices}))
+    write_text(pages["html"], render_html(found | {"devices": devices}))
+    views = [device_view(record) for record in devices]
+    if as_json:
+        told: dict[str, Any] = {name: str(path) for name, path in pages.items()}
+        if views:
+            told["devices"] = [{key: view[key] for key in ("name", "verdict", "headline")} for view in views]
+        print_json(told)
+        return
+    click.echo(f"wrote {pages['markdown']} and {pages['html']}")
+    for view in views:
+        click.echo(f"on {view['name']}: {view['verdict'].upper()}  {view['headline']}")
+    print_ledger(found, console(), folder=folder)

@@ -1,0 +1,27 @@
+"""Every loss as a plain function that returns a scalar tensor."""
+
+from pipeline.losses.attention_transfer import attention_transfer
+from pipeline.losses.cross_entropy import cross_entropy
+from pipeline.losses.dist import dist
+from pipeline.losses.dkd import dkd
+from pipeline.losses.hierarchical_context import hierarchical_context
+from pipeline.losses.hint import hint
+from pipeline.losses.kd import kd
+from pipeline.losses.kd_standardized import kd_standardized
+from pipeline.losses.pkt import pkt
+from pipeline.losses.rkd import rkd
+from pipeline.losses.similarity_preserving import similarity_preserving
+
+__all__ = [
+    "attention_transfer",
+    "cross_entropy",
+    "dist",
+    "dkd",
+    "hierarchical_context",
+    "hint",
+    "kd",
+    "kd_standardized",
+    "pkt",
+    "rkd",
+    "similarity_preserving",
+]

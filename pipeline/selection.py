@@ -1,0 +1,75 @@
+"""Which artifact is put before the gate: the fastest whose accuracy rules hold on the validation split.
+
+The choice is made on validation samples, so that the gate's test samples are looked at once. It decides nothing: the
+gate may still refuse the chosen one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.gate_rules import RuleLike, parse_limit
+
+ACCURACY_METRICS = ("accuracy", "accuracy_drop", "agreement")
+EXACT_METRICS = ("size_bytes", "peak_memory_bytes", "params", "macs")
+
+
+def select(
+    report: Mapping[str, Any], rules: Sequence[RuleLike], validation: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The report's `selection`: `chosen` (None without artifacts), `order` from fast to slow, and the reason in words.
+
+    `validation` has paired counts on the validation split, as `comparisons` has them on test.
+    """
+    artifacts = [row for row in report["subjects"] if row["role"] == "artifact"]
+    timed = sorted((p50(row), row["name"]) for row in artifacts if p50(row) is not None)
+    order = [name for _, name in timed]
+    by_name = {row["name"]: row for row in artifacts}
+    if not order:
+        return {"chosen": None, "order": [], "reason": "no artifact was measured"}
+    rejected = []
+    for name in order:
+        broken = next((why for rule in rules if (why := breaks(by_name[name], rule, validation))), None)
+        if broken is None:
+            passed = "the fastest artifact" + (
+                " that keeps the accuracy limits on the validation split" if rejected else ""
+            )
+            return {"chosen": name, "order": order, "reason": "; ".join([passed, *rejected])}
+        rejected.append(f"{name} passed over: {broken}")
+    best = max(order, key=lambda name: by_name[name]["accuracy"]["validation"] or 0.0)
+    reason = f"none keeps the limits on the validation split, so the most accurate one is judged; {'; '.join(rejected)}"
+    return {"chosen": best, "order": order, "reason": reason}
+
+
+def p50(row: Mapping[str, Any]) -> float | None:
+    return next((entry["p50_ms"] for entry in row["latency"] if entry["kind"] == "device"), None)
+
+
+def breaks(row: Mapping[str, Any], rule: RuleLike, validation: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why `row` would miss the rule by its point value, or None; rules on another subject or on speed do not choose."""
+    limit = parse_limit(rule)
+    if rule.subject or rule.metric not in ACCURACY_METRICS + EXACT_METRICS:
+        return None
+    value = point(row, rule, limit.unit, validation)
+    if value is None:
+        return f"{rule.metric} was not measured"
+    held = value <= limit.value if limit.direction == "max" else value >= limit.value
+    return None if held else f"{rule.metric} {value:,.4g} on validation, {limit.text} asked"
+
+
+def point(row: Mapping[str, Any], rule: RuleLike, unit: str, validation: Sequence[Mapping[str, Any]]) -> float | None:
+    if rule.metric in EXACT_METRICS:
+        return row[rule.metric]
+    if rule.metric == "accuracy":
+        return row["accuracy"]["validation"]
+    pair = next((p for p in validation if p["subject"] == row["name"] and p["against"] == rule.against), None)
+    if pair is None or not pair["n"]:
+        return None
+    if rule.metric == "agreement":
+        return pair["agree"] / pair["n"]
+    lost = pair["only_against"] - pair["only_subject"]
+    right = pair["both"] + pair["only_against"]
+    if unit == "%rel":
+        return 100.0 * lost / right if right else None
+    return 100.0 * lost / pair["n"]

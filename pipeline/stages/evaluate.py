@@ -1,0 +1,116 @@
+"""Evaluate: teacher, control, student and every artifact on the same images, outcome by outcome."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.atomic import write_bytes, write_json
+from pipeline.evaluate import evaluate
+from pipeline.recipe import Recipe
+from pipeline.registry import resolve
+from pipeline.stage import Context, Stage
+from pipeline.stages import distill, export, quantize, teacher
+from pipeline.stages.data import NAME as DATA
+from pipeline.stages.data import prepared
+from pipeline.stages.subjects import TORCH, Judged, judged, opened, runtimes
+from pipeline.tasks import TASKS
+
+NAME = "evaluate"
+INDEX = "evaluate.json"
+BASELINES = ("teacher", "control", "student")
+
+
+def needs(recipe: Recipe) -> tuple[str, ...]:
+    """Everything that is judged, the networks of further seeds left out."""
+    control = (distill.CONTROL,) if recipe.distill.control else ()
+    int8 = (quantize.NAME,) if recipe.quantize else ()
+    return (DATA, teacher.NAME, *distill.generations(recipe), distill.NAME, *control, export.NAME, *int8)
+
+
+def stage(recipe: Recipe) -> Stage:
+    repeats = tuple(run.name for run in distill.stages(recipe) if "-seed" in run.name)
+    return Stage(
+        name=NAME,
+        version=1,
+        needs=needs(recipe) + repeats,
+        config={
+            "task": recipe.task,
+            "profile.runtimes": recipe.profile.runtimes,
+            "profile.device": recipe.profile.device,
+        },
+        stamp=functools.partial(runtime_stamp, recipe),
+        run=functools.partial(run, recipe, repeats),
+    )
+
+
+def runtime_stamp(recipe: Recipe) -> dict[str, str]:
+    """Versions of the runtimes that judge, and the processor: int8 results and speed depend on both."""
+    from exporters import PACKAGES
+    from exporters.artifact import installed_versions
+    from pipeline.environment import cpu_model
+
+    packages = [PACKAGES[runtime][0] for runtime in (*runtimes(recipe), TORCH)]
+    return installed_versions(*packages) | {"cpu": cpu_model() or "unknown"}
+
+
+def run(recipe: Recipe, repeats: tuple[str, ...], context: Context) -> None:
+    """Write evaluate.json (summaries and paired counts) and outcomes-NAME.npz (per sample, both splits)."""
+
+    data = prepared(recipe, context.inputs[DATA])
+    task = resolve(TASKS, recipe.task, what="task")
+    subjects = judged(recipe, context.inputs) + [
+        Judged(
+            name=name,
+            role="repeat",
+            stage=name,
+            format=TORCH,
+            precision="fp32",
+            runtime=TORCH,
+            path=context.inputs[name] / distill.WEIGHTS,
+        )
+        for name in repeats
+    ]
+    outcomes: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    with opened(subjects, recipe, threads=recipe.profile.threads) as runners:
+        for split, images, indices in (
+            ("validation", data.source.train, data.validation),
+            ("test", data.source.test, data.test),
+        ):
+            context.say(f"evaluate: {len(subjects)} subjects on {len(indices):,} {split} images")
+            outcomes[split] = evaluate(runners, images, indices, task)
+    index: dict[str, Any] = {"subjects": {}, "comparisons": []}
+    for subject in subjects:
+        index["subjects"][subject.name] = {
+            split: task.summary(rows[subject.name]) for split, rows in outcomes.items()
+        } | {"outcomes": write_outcomes(context.folder, subject.name, outcomes)}
+        for against in BASELINES:
+            if against == subject.name or against not in outcomes["test"] or subject.role == "repeat":
+                continue
+            for split, rows in outcomes.items():
+                counts = task.pair(rows[subject.name], rows[against])
+                index["comparisons"].append(
+                    {"kind": "accuracy", "subject": subject.name, "against": against, "split": split, **counts}
+                )
+    write_json(context.folder / INDEX, index)
+
+
+def write_outcomes(folder: Path, name: str, outcomes: dict[str, dict[str, dict[str, np.ndarray]]]) -> str:
+    """Raw outcomes beside the report, deterministic bytes; returns the file's name."""
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {
+        f"{split}_{key}": values for split, rows in outcomes.items() for key, values in rows[name].items()
+    }
+    np.savez(buffer, **arrays)
+    file = f"outcomes-{name}.npz"
+    write_bytes(folder / file, buffer.getvalue())
+    return file
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / INDEX).read_text())

@@ -1,0 +1,83 @@
+"""Quantize: int8 with explicit Q/DQ from the fp32 ONNX file and calibration images that the gate never sees."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from pipeline.atomic import write_json
+from pipeline.recipe import Recipe
+from pipeline.stage import Context, Stage
+from pipeline.stages import export
+from pipeline.stages.data import NAME as DATA
+from pipeline.stages.data import prepared
+from pipeline.stages.export import INDEX, compare_files, said
+
+NAME = "quantize"
+NAMES = {"portable": "onnx-int8", "cpu": "onnx-int8-cpu"}
+LEAST_DB = 3.0  # below this the graph is broken, not coarse; what coarseness costs is the gate's business
+
+
+def stage(recipe: Recipe) -> Stage:
+    assert recipe.quantize
+    return Stage(
+        name=NAME,
+        version=1,
+        needs=(DATA, export.NAME),
+        config={"quantize": recipe.quantize.model_dump(mode="json")},
+        run=functools.partial(run, recipe),
+    )
+
+
+def run(recipe: Recipe, context: Context) -> None:
+    """Write onnx-int8.onnx and/or onnx-int8-cpu.onnx and artifacts.json, as the export stage does.
+
+    With `quantize.sensitivity`, the entry of each form holds the ranking of its layers too.
+    """
+    from exporters.artifact import Preprocessing
+    from exporters.quantize_onnx import quantize_int8
+    from exporters.sensitivity import layer_sensitivity
+
+    assert recipe.quantize
+    data = prepared(recipe, context.inputs[DATA])
+    source = context.inputs[export.NAME] / "onnx-fp32.onnx"
+    batch = recipe.export[0].batch
+    preprocessing = Preprocessing.of_file(source)
+    stream = CalibrationStream(data, preprocessing, batch)
+    settings = recipe.quantize.model_dump(
+        include={"reduce_range", "method", "percentile", "equalize", "keep_fp32"},
+    )
+    index: dict[str, Any] = {}
+    for form in recipe.quantize.forms:
+        name = NAMES[form]
+        path = context.folder / f"{name}.onnx"
+        artifact = quantize_int8(
+            source,
+            path,
+            form=form,
+            batches=stream,
+            bias_correction=recipe.quantize.bias_correction,
+            say=lambda line, name=name: context.say(f"quantize: {name}, {line}"),
+            **settings,
+        )
+        parity = compare_files(source, path, data, batch, least_db=LEAST_DB)
+        index[name] = {"artifact": artifact.to_json(), "parity": parity}
+        context.say(f"quantize: {name}, {path.stat().st_size:,} bytes; {said(parity)}")
+        if recipe.quantize.sensitivity:
+            found = layer_sensitivity(source, form=form, batches=stream, **settings)
+            index[name]["sensitivity"] = found.to_json()
+            worst = ", ".join(f"{layer.label} {layer.alone_db:.0f} dB" for layer in found.layers[:3])
+            context.say(f"quantize: {name}, most sensitive layers, each quantized alone: {worst}")
+    write_json(context.folder / INDEX, index)
+
+
+class CalibrationStream:
+    """Batches of preprocessed calibration images, float32 (batch, C, H, W), one in memory at a time."""
+
+    def __init__(self, data: Any, preprocessing: Any, batch: int) -> None:
+        self.data, self.preprocessing, self.batch = data, preprocessing, batch
+
+    def __iter__(self) -> Any:
+        chosen = self.data.calibration
+        for start in range(0, len(chosen) // self.batch * self.batch, self.batch):
+            yield self.preprocessing.apply(self.data.source.train.load(chosen[start : start + self.batch]))

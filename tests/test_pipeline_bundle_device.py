@@ -1,0 +1,191 @@
+"""What a device measures of a bundle, and how its record comes back to the run; without any run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_parts import RULES_OF_IT, SIZES, host_report, manifest_of, parts, small_bundle
+from onnx import TensorProto, load_from_string
+
+from pipeline.bundle.contents import MANIFEST, array_bytes, hashed, read_manifest, unpacked
+from pipeline.bundle.device import RECORDED, measure
+from pipeline.bundle.join import join, joined, judged_again
+from pipeline.errors import UserError
+from pipeline.gate import judge
+from pipeline.manifest import sha256_file
+from pipeline.report import render_html, render_markdown, schema
+
+FILES = parts()
+QUICK = {"min_seconds": 0.05, "runtimes": ("onnxruntime",), "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle(tmp_path_factory.mktemp("bundle") / "x.edgestill.zip")
+
+
+@pytest.fixture(scope="module")
+def record(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("device") / "record"
+    with unpacked(bundle) as opened:
+        measure(opened, out, QUICK, command="edgestill profile x", memory=False, say=lambda line: None)
+    return out
+
+
+def test_a_record_is_a_report_bound_to_the_bytes_that_ran(record: Path, bundle: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    report = json.loads((record / "report.json").read_text())
+    jsonschema.validate(report, schema())
+    manifest, _, entries = read_manifest(bundle)
+    rows = {row["name"]: row for row in report["subjects"]}
+    assert list(rows) == ["teacher", "teacher@onnxruntime", "onnx-fp32@onnxruntime"]
+    for name in ("teacher@onnxruntime", "onnx-fp32@onnxruntime"):
+        row = rows[name]
+        assert row["sha256"] == manifest.files[row["path"]].sha256
+        assert row["accuracy"]["n"] == SIZES["test"] and row["accuracy"]["value"] == 1.0
+        assert [entry["kind"] for entry in row["latency"]] == ["device", "end_to_end"]
+        for place in row["stored"].values():
+            assert sha256_file(record / place["path"]) == place["sha256"]
+    assert rows["teacher"]["latency"] == [] and rows["teacher"]["missing"]["latency"] == RECORDED
+    assert report["bundle"]["manifest_sha256"] == hashed(bundle, entries[MANIFEST])[0]
+    assert report["selection"]["chosen"] == "onnx-fp32@onnxruntime"
+    assert [gate["outcome"] for gate in report["gates"]] == ["pass", "pass"] and report["verdict"] == "released"
+    speed = {"metric": "speedup_p50", "against": "teacher", "min": 0.01}
+    assert judge(report, [speed]).verdict == "released"
+    assert str(Path.home()) not in (record / "report.json").read_text()
+
+
+def test_without_the_teacher_speed_against_it_is_undecided(tmp_path: Path) -> None:
+    files = {name: content for name, content in FILES.items() if name != "models/teacher.onnx"}
+    rules = [*RULES_OF_IT, {"metric": "speedup_p50", "against": "teacher", "min": 0.01}]
+    files["gate.json"] = json.dumps({"gate": rules}).encode()
+    models = {"onnx-fp32": manifest_of(FILES)["models"]["onnx-fp32"]}
+    with unpacked(small_bundle(tmp_path / "x.zip", files, models=models)) as opened:
+        report = measure(opened, tmp_path / "r", QUICK, command="", memory=False, say=lambda line: None)
+    assert report["verdict"] == "undecided"
+    assert report["gates"][2]["reason"] == (
+        "the teacher was not measured at fp32 on onnxruntime, the runtime of onnx-fp32@onnxruntime"
+    )
+
+
+def test_a_model_that_does_not_load_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    models = manifest_of(FILES)["models"]
+    models["onnx-int8"] = models["onnx-fp32"] | {"file": "models/onnx-int8.onnx", "precision": "int8"}
+    broken = load_from_string(FILES["models/onnx-fp32.onnx"])
+    broken.graph.node[0].op_type = "Convolve"
+    files = FILES | {"models/onnx-int8.onnx": broken.SerializeToString()}
+    said: list[str] = []
+    with unpacked(small_bundle(tmp_path / "x.zip", files, models=models)) as opened:
+        report = measure(opened, tmp_path / "r", QUICK, command="", memory=False, say=said.append)
+    row = next(row for row in report["subjects"] if row["name"] == "onnx-int8@onnxruntime")
+    assert row["accuracy"] is None and row["latency"] == []
+    assert row["missing"]["accuracy"].startswith("models/onnx-int8.onnx: onnxruntime cannot load it (")
+    assert said[0].startswith("note: onnx-int8@onnxruntime is left out: ")
+    assert report["selection"]["chosen"] == "onnx-fp32@onnxruntime"
+    assert "onnx-int8@onnxruntime" in render_html(report) and "onnx-int8@onnxruntime" in render_markdown(report)
+    only = {"onnx-int8": models["onnx-int8"]}
+    del files["models/onnx-fp32.onnx"], files["models/teacher.onnx"]
+    alone = small_bundle(tmp_path / "y.zip", files, models=only)
+    with unpacked(alone) as opened, pytest.raises(UserError, match="no artifact of it runs here: models/onnx-int8"):
+        measure(opened, tmp_path / "s", QUICK, command="", memory=False, say=said.append)
+
+
+def test_a_model_with_weights_in_another_file_is_refused(tmp_path: Path) -> None:
+    model = load_from_string(FILES["models/onnx-fp32.onnx"])
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../etc/passwd"
+    path = small_bundle(tmp_path / "x.zip", FILES | {"models/onnx-fp32.onnx": model.SerializeToString()})
+    with unpacked(path) as opened, pytest.raises(UserError) as caught:
+        measure(opened, tmp_path / "r", QUICK, command="", memory=False, say=lambda line: None)
+    assert str(caught.value) == (
+        f"{path}: models/onnx-fp32.onnx: its tensor 'kernel' lies in another file; do not use this bundle"
+    )
+
+
+def test_a_recipe_of_another_version_is_measured_all_the_same(tmp_path: Path) -> None:
+    """A device looks at a few tables of the recipe; how the networks were trained may be told in words of its host."""
+    report = host_report()
+    report["recipe"]["teacher"] = {"model": "of-tomorrow", "osmosis": True}
+    path = small_bundle(tmp_path / "x.zip", FILES | {"report.json": json.dumps(report).encode()})
+    with unpacked(path) as opened:
+        found = measure(opened, tmp_path / "r", QUICK, command="", memory=False, say=lambda line: None)
+    assert found["recipe"]["teacher"] == {"model": "of-tomorrow", "osmosis": True}
+    assert found["recipe"]["profile"]["min_seconds"] == 0.05 and found["recipe"]["gate"][0]["max"] == "50pt"
+
+
+def test_settings_and_outcomes_that_cannot_be_are_refused(tmp_path: Path, bundle: Path) -> None:
+    with unpacked(bundle) as opened:
+        for settings_, line in (
+            ({"device": "tpu"}, "recipe: profile.device: got 'tpu'"),
+            ({"runtimes": ("nothing",)}, "--runtime: unknown runtime 'nothing'"),
+        ):
+            with pytest.raises(UserError, match=line):
+                measure(opened, tmp_path / "r", settings_, command="", say=lambda line: None)
+    labels = "outcomes/teacher-validation-correct.npy"
+    files = FILES | {labels: array_bytes(np.zeros(SIZES["validation"], bool))}
+    path = small_bundle(tmp_path / "x.zip", files)
+    with unpacked(path) as opened, pytest.raises(UserError, match="the outcomes of teacher contradict its labels"):
+        measure(opened, tmp_path / "r", QUICK, command="", memory=False, say=lambda line: None)
+
+
+# --- back on the host ---
+
+
+def host_run(folder: Path) -> dict[str, Any]:
+    """A report of a run that made the very bytes of the bundle."""
+    report = host_report()
+    sha256 = {name: entry["sha256"] for name, entry in manifest_of(FILES)["files"].items()}
+    for row in report["subjects"]:
+        row["sha256"] = sha256.get(f"models/{row['name'].partition('@')[0]}.onnx", row["sha256"])
+    report["verdict"] = judge(report).verdict
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    return report
+
+
+def test_a_record_joins_the_run_whose_bytes_it_measured(tmp_path: Path, record: Path) -> None:
+    report = host_run(tmp_path / "run")
+    kept = join(tmp_path / "run", report, record)
+    assert kept == join(tmp_path / "run", report, record / "report.json"), "the same record is kept once"
+    devices, left_out = joined(tmp_path / "run", report)
+    assert len(devices) == 1 and left_out == []
+    for page in (render_markdown(report | {"devices": devices}), render_html(report | {"devices": devices})):
+        assert "On the device: " in page and "onnx-fp32@onnxruntime" in page
+    assert "On the device" not in render_markdown(report)
+
+
+def test_the_rules_of_the_run_judge_not_those_of_the_record(tmp_path: Path, record: Path) -> None:
+    report = host_run(tmp_path / "run")
+    report["recipe"]["gate"] = [{"metric": "size_bytes", "max": 10}]
+    join(tmp_path / "run", report, record)
+    (device,), _ = joined(tmp_path / "run", report)
+    assert device["verdict"] == "refused" and len(device["gates"]) == 1
+
+
+def test_a_record_of_other_bytes_is_refused_and_left_out(tmp_path: Path, record: Path) -> None:
+    report = host_run(tmp_path / "run")
+    join(tmp_path / "run", report, record)
+    for row in report["subjects"]:
+        row["sha256"] = "0" * 64
+    with pytest.raises(UserError, match=r"which this run did not make \(not 000000000000\); bundle this run"):
+        join(tmp_path / "run", report, record)
+    devices, left_out = joined(tmp_path / "run", report)
+    assert devices == [] and len(left_out) == 1
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path, record: Path) -> None:
+    report = host_run(tmp_path / "run")
+    with pytest.raises(UserError, match="not measured from a bundle; give what 'edgestill profile BUNDLE' wrote"):
+        join(tmp_path / "run", report, tmp_path / "run")
+    found = json.loads((record / "report.json").read_text())
+    for row in found["subjects"]:
+        del row["name"], row["accuracy"]
+    with pytest.raises(UserError, match="damaged"):
+        judged_again(found, report, "here")

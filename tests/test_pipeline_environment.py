@@ -1,0 +1,79 @@
+"""What is recorded with every result, and what must not be."""
+
+import getpass
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import environment
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_it_is_json_and_says_versions_and_machine() -> None:
+    found = environment.collect()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["python"].endswith(platform.python_version())
+    assert 1 <= found["usable_cores"] <= found["cores"]
+    assert found["memory_bytes"] > 1 << 26
+    assert environment.collect() is found, "asked once a process"
+
+
+def test_it_names_no_host_no_user_and_no_path() -> None:
+    text = json.dumps(environment.collect())
+    assert str(ROOT) not in text
+    assert str(Path.home() / "x")[:-1] not in text
+    assert sys.executable not in text
+    host = platform.node()
+    assert len(host) < 4 or f'"{host}"' not in text
+    user = getpass.getuser()
+    assert f'"{user}"' not in text
+
+
+def test_asking_imports_none_of_the_packages_that_it_names() -> None:
+    code = (
+        "import sys\nfrom pipeline import environment\nenvironment.collect()\n"
+        "print(sorted({'numpy', 'torch', 'torchvision', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_revision_is_that_of_the_source_and_says_whether_it_was_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+        done = subprocess.run(
+            ["git", *identity, "-C", str(tmp_path), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert environment.source_revision(tmp_path) is None, "not a checkout"
+    git("init", "-q")
+    assert environment.source_revision(tmp_path) is None, "no commit yet"
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "one")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "untracked").write_text("1")
+    assert environment.source_revision(tmp_path) == {"commit": commit, "dirty": False}
+    (tmp_path / "a").write_text("2")
+    assert environment.source_revision(tmp_path) == {"commit": commit, "dirty": True}
+
+
+def test_peak_memory_starts_anew() -> None:
+    block = np.ones(64 << 17)  # 64 MiB
+    high = environment.peak_rss_bytes()
+    assert high is not None
+    assert high > block.nbytes
+    del block
+    environment.reset_peak_rss()
+    low = environment.peak_rss_bytes()
+    assert low is not None
+    assert low <= high

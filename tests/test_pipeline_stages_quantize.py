@@ -1,0 +1,84 @@
+"""The quantize stage and its table of the recipe: options reach the files, the ranking reaches artifacts.json."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from exporter_nets import file
+
+from exporters.artifact import read_metadata
+from pipeline.recipe import Quantize
+from pipeline.stages import quantize
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(**options) -> the index and what was said; the net and its images are small ones of the exporters' tests."""
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "onnx-fp32.onnx").write_bytes(file("fp32").read_bytes())
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    train = SimpleNamespace(load=lambda chosen: images[chosen])
+    data = SimpleNamespace(calibration=np.arange(8), validation=np.arange(8, 40), source=SimpleNamespace(train=train))
+    monkeypatch.setattr(quantize, "prepared", lambda recipe, folder: data)
+
+    def call(**options):
+        recipe = SimpleNamespace(quantize=Quantize(**options), export=[SimpleNamespace(batch=2)])
+        lines: list[str] = []
+        folder = tmp_path / "out"
+        folder.mkdir(exist_ok=True)
+        context = SimpleNamespace(
+            folder=folder, inputs={"data": tmp_path, "export": tmp_path / "export"}, say=lines.append
+        )
+        quantize.run(recipe, context)  # type: ignore[arg-type]
+        return json.loads((folder / "artifacts.json").read_text()), lines, folder
+
+    return call
+
+
+def test_the_plain_stage_states_its_memory_and_ranks_nothing(run):
+    index, lines, _ = run()
+    assert list(index) == ["onnx-int8", "onnx-int8-cpu"]
+    assert all(sorted(entry) == ["artifact", "parity"] for entry in index.values())
+    assert [line.split(", ")[0] for line in lines] == ["quantize: onnx-int8"] * 2 + ["quantize: onnx-int8-cpu"] * 2
+    assert "calibration: minmax on 8 samples" in lines[0] and "0 bytes of histograms" in lines[0]
+
+
+def test_every_option_reaches_the_file(run):
+    _, lines, folder = run(
+        forms=["cpu"],
+        method="percentile",
+        percentile=99.5,
+        equalize=True,
+        bias_correction=True,
+        keep_fp32=["fc"],
+        reduce_range=True,
+    )
+    found = read_metadata(folder / "onnx-int8-cpu.onnx")
+    assert found["calibration_method"] == "percentile 99.5"
+    assert (found["equalized_pairs"], found["corrected_biases"], found["kept_fp32"]) == ("2", "6", "node_linear")
+    assert "quantize: onnx-int8-cpu, bias correction: 6 layers" in lines
+
+
+def test_the_ranking_is_recorded_and_its_worst_three_are_said(run):
+    index, lines, _ = run(forms=["portable"], sensitivity=True)
+    found = index["onnx-int8"]["sensitivity"]
+    assert found["samples"] == 8 and found["all_db"] > 20
+    assert len(found["layers"]) == 9
+    noise = [layer["alone_db"] for layer in found["layers"]]
+    assert noise == sorted(noise)
+    worst = ", ".join(f"{layer['layer'] or layer['node']} {layer['alone_db']:.0f} dB" for layer in found["layers"][:3])
+    assert lines[-1] == f"quantize: onnx-int8, most sensitive layers, each quantized alone: {worst}"
+
+
+@pytest.mark.parametrize("percentile", [0, 49.9, 100.1, "many"])
+def test_a_percentile_is_a_share_that_keeps_most(percentile):
+    with pytest.raises(ValueError, match="percentile"):
+        Quantize(method="percentile", percentile=percentile)
+
+
+def test_an_option_without_effect_is_refused():
+    with pytest.raises(ValueError) as error:
+        Quantize(method="entropy", percentile=99)
+    assert 'percentile = 99 has no effect with method = "entropy"; write method = "percentile"' in str(error.value)
+    assert Quantize.model_validate(Quantize().model_dump()) == Quantize()
