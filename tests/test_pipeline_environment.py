@@ -68,12 +68,19 @@ def test_the_revision_is_that_of_the_source_and_says_whether_it_was_changed(tmp_
 
 
 def test_peak_memory_starts_anew() -> None:
-    block = np.ones(64 << 17)  # 64 MiB
-    high = environment.peak_rss_bytes()
-    assert high is not None
-    assert high > block.nbytes
-    del block
-    environment.reset_peak_rss()
-    low = environment.peak_rss_bytes()
-    assert low is not None
-    assert low <= high
+    """In a fresh process: what other tests left on the heap may come and go there."""
+    code = """
+import numpy as np
+from pipeline import environment
+block = np.ones(128 << 17)
+high = environment.peak_rss_bytes()
+assert high > block.nbytes, (high, block.nbytes)
+size = block.nbytes
+del block
+environment.reset_peak_rss()
+low = environment.peak_rss_bytes()
+can = environment.Path("/proc/self/clear_refs").exists()
+assert low < high - size // 2 if can else low >= high, (low, high)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
