@@ -44,6 +44,16 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(content: bytes) -> str:
+    """SHA-256 of `content`, 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def names(folder: Path) -> set[str]:
+    """Relative posix paths of the files in a folder; manifest and checkpoints aside."""
+    return {path.relative_to(folder).as_posix() for path in _files(folder)}
+
+
 def dependencies(stage: Stage, digests: Mapping[str, str | None]) -> dict[str, Any]:
     """All that the result of `stage` may depend on; `digests` of its needed stages, None while one is not known."""
     return canonical(

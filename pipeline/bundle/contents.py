@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.atomic import disk_errors, format_bytes
-from pipeline.bundle.archive import LARGEST_BYTES, Entry, pieces, read_archive
+from pipeline.bundle.archive import LARGEST_BYTES, MOST_FILES, Entry, pieces, read_archive
 from pipeline.errors import UserError
 from pipeline.tasks import TASKS
 
@@ -78,11 +78,13 @@ class Manifest(_Part):
     samples: dict[Literal["validation", "test"], Samples]
     references: list[Literal["teacher", "control", "student"]]
     files: dict[str, File]
+    evidence: list[str] = Field([], max_length=MOST_FILES, description="raw samples, by the names that REPORT gives")
 
     def expected_files(self) -> dict[str, int | None]:
         """Every file that the other entries call for, with its size where that is known."""
         wanted: dict[str, int | None] = dict.fromkeys((REPORT, RULES, PREPROCESSING))
         wanted |= {model.file: None for model in self.models.values()}
+        wanted |= {evidence_file(name): None for name in self.evidence}
         for split in SPLITS:
             n = self.samples[split].n
             wanted[images_file(split)] = array_size("uint8", (n, *self.image_shape))
@@ -102,6 +104,11 @@ def labels_file(split: str) -> str:
 
 def outcomes_file(reference: str, split: str, key: str) -> str:
     return f"outcomes/{reference}-{split}-{key}.npy"
+
+
+def evidence_file(name: str) -> str:
+    """Where a file of the run with raw outcomes or timings lies in its bundle."""
+    return f"evidence/{name}"
 
 
 def model_file(name: str) -> str:

@@ -29,6 +29,7 @@ from pipeline.bundle.contents import (
     SIGNATURE,
     array_bytes,
     array_header,
+    evidence_file,
     images_file,
     labels_file,
     model_file,
@@ -83,6 +84,8 @@ def pack(
         files: dict[str, bytes | Path] = {model["file"]: model.pop("path") for model in models.values()}
         taken, references, shape = stage_samples(report, folder, staging, files, samples, say)
         files[REPORT] = (folder / REPORT if run.is_dir() else run).read_bytes()
+        evidence = evidence_of(report, folder)
+        files |= {evidence_file(file): path for file, path in evidence.items()}
         files[RULES] = as_json({"gate": report["recipe"].get("gate") or []})
         files[PREPROCESSING] = as_json(preprocessing_of(models, files))
         manifest = as_json(
@@ -97,6 +100,7 @@ def pack(
                 "samples": taken,
                 "references": references,
                 "files": {file: hash_of(content) for file, content in sorted(files.items())},
+                "evidence": sorted(evidence),
             }
         )
         extra = {MANIFEST: manifest} | ({SIGNATURE: signature.sign(manifest, key)} if key else {})
@@ -134,6 +138,20 @@ def models_of(report: Mapping[str, Any], folder: Path, *, teacher: bool) -> dict
     if not set(found) - {"teacher"}:
         raise UserError(f"{folder}: its report has no ONNX artifact; run the recipe again")
     return dict(sorted(found.items()))
+
+
+def evidence_of(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """The raw outcomes and timings that the report names, so that its verdict can be judged again anywhere."""
+    found: dict[str, Path] = {}
+    for row in report["subjects"]:
+        for place in (row.get("stored") or {}).values():
+            name = str(place["path"])
+            if name_fault(evidence_file(name)):
+                raise UserError(f"{folder / REPORT}: {name[:60]!r} {name_fault(evidence_file(name))}; run it again")
+            if not (folder / name).is_file() or stage_manifest.sha256_file(folder / name) != place["sha256"]:
+                raise UserError(f"{folder / name}: is not the file that the report names; run the recipe again")
+            found[name] = folder / name
+    return found
 
 
 def stage_samples(

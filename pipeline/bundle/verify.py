@@ -1,18 +1,30 @@
-"""What changed in a bundle, or in the folder of a run, since its manifests were written: file by file."""
+"""What changed in a bundle since its manifest was written, file by file; and the verdict again from its samples.
+
+`pipeline.bundle.verify_run` does the same for the folder of a run and for the record of a device.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest as stage_manifest
 from pipeline.bundle import signature
-from pipeline.bundle.archive import Entry
-from pipeline.bundle.contents import MANIFEST, SIGNATURE, Manifest, hashed, read_manifest, small_file
+from pipeline.bundle.archive import Entry, pieces
+from pipeline.bundle.contents import (
+    MANIFEST,
+    REPORT,
+    SIGNATURE,
+    Manifest,
+    evidence_file,
+    hashed,
+    parse_json,
+    read_manifest,
+    small_file,
+)
 from pipeline.errors import UserError
+from pipeline.rejudge import MOST_BYTES, EvidenceError, Rejudged, rejudge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +42,17 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What was looked at. `signed` is None without a signature; `trusted`: a list of signers vouches for its key."""
+    """What was looked at. `signed` is None without a signature; `trusted`: a list of signers vouches for its key.
+
+    judged: the verdict again, None where there is no report, or one that `changes` says is not to be believed.
+    """
 
     files: int
     size_bytes: int
     changes: tuple[Change, ...]
     signed: str | None = None
     trusted: bool = False
+    judged: Rejudged | None = None
 
 
 def verify_bundle(path: Path, signers: Path | None = None) -> Verified:
@@ -57,13 +73,50 @@ def verify_bundle(path: Path, signers: Path | None = None) -> Verified:
                 changes.append(Change(file=SIGNATURE, what=str(error)))
     elif signers is not None:
         changes.append(Change(file=SIGNATURE, what="missing: the bundle is not signed; do not use this file"))
+    judged, found = None, list[Change]()
+    if not changes:  # what was changed is not worth another look
+        judged, found = _judged(path, manifest, entries)
     return Verified(
         files=len(entries),
         size_bytes=sum(entry.size for entry in entries.values()),
-        changes=tuple(changes),
+        changes=tuple(changes + found),
         signed=signed,
         trusted=trusted,
+        judged=judged,
     )
+
+
+def _judged(path: Path, manifest: Manifest, entries: dict[str, Entry]) -> tuple[Rejudged | None, list[Change]]:
+    """The verdict from the bundle's evidence; without any (made before there was such a thing) from its report."""
+    from pipeline.report import check
+
+    report = parse_json(small_file(path, entries, REPORT), f"{path}: {REPORT}")
+    check(report, f"{path}: {REPORT}")
+    if not manifest.evidence:
+        report = report | {"subjects": [{k: v for k, v in row.items() if k != "stored"} for row in report["subjects"]]}
+
+    def read(name: str, sha256: str) -> bytes:
+        file = evidence_file(name)
+        entry = entries.get(file)
+        if entry is None or file not in manifest.files:
+            raise EvidenceError(f"{file}: missing")
+        if manifest.files[file].sha256 != sha256 or entry.size > MOST_BYTES:
+            raise EvidenceError(f"{file}: is not the file that {REPORT} names")
+        return b"".join(pieces(path, entry))
+
+    return rejudged(report, read)
+
+
+def rejudged(report: dict[str, Any], read: Callable[[str, str], bytes]) -> tuple[Rejudged | None, list[Change]]:
+    """The verdict again, and every figure of `report` that its samples do not give, as changes."""
+    try:
+        found = rejudge(report, read)
+    except EvidenceError as error:
+        file, _, what = str(error).partition(": ")
+        return None, [Change(file=file, what=what)]
+    except UserError as error:
+        return None, [Change(file=REPORT, what=str(error).removeprefix(f"{REPORT}: "))]
+    return found, [Change(file=REPORT, what=line) for line in found.differences]
 
 
 def _changes(path: Path, manifest: Manifest, entries: dict[str, Entry]) -> Iterator[Change]:
@@ -82,44 +135,3 @@ def _changes(path: Path, manifest: Manifest, entries: dict[str, Entry]) -> Itera
             yield Change(file=name, what="sha256", expected=known.sha256, got=sha256)
         elif crc32 != entry.crc32:
             yield Change(file=name, what="checksum", expected=f"{entry.crc32:08x}", got=f"{crc32:08x}")
-
-
-def verify_run(folder: Path) -> Verified:
-    """Hash every finished stage in the folder of a run, and the artifacts that its report judged."""
-    changes: list[Change] = []
-    files = size = 0
-    for record in sorted(folder.glob(f"*-*/{stage_manifest.NAME}")):
-        stage = record.parent
-        try:
-            manifest = stage_manifest.read(stage)
-        except stage_manifest.BrokenFolderError as error:
-            changes.append(Change(file=stage.name, what=str(error)))
-            continue
-        for name, known in manifest["files"].items():
-            files, size = files + 1, size + known["size"]
-            changes += _file_change(stage / name, f"{stage.name}/{name}", known["sha256"])
-    if not files and not changes:
-        raise UserError(f"{folder}: no finished stage in it; give a bundle or the folder of a run")
-    return Verified(files=files, size_bytes=size, changes=tuple(dict.fromkeys(changes + _judged(folder))))
-
-
-def _judged(folder: Path) -> list[Change]:
-    """Artifacts of the report that are not the bytes that were judged."""
-    try:
-        subjects: list[Any] = json.loads((folder / "report.json").read_bytes())["subjects"]
-        known = {str(row["path"]): str(row["sha256"]) for row in subjects if row.get("path") and row.get("sha256")}
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return [Change(file="report.json", what="is not a report")]
-    return [change for name, sha256 in known.items() for change in _file_change(folder / name, name, sha256)]
-
-
-def _file_change(path: Path, name: str, sha256: str) -> list[Change]:
-    try:
-        got = stage_manifest.sha256_file(path)
-    except FileNotFoundError:
-        return [Change(file=name, what="missing")]
-    except OSError as error:
-        return [Change(file=name, what=f"cannot be read ({error.strerror})")]
-    return [] if got == sha256 else [Change(file=name, what="sha256", expected=sha256, got=got)]

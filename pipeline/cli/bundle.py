@@ -1,19 +1,16 @@
-"""`edgestill bundle`, `edgestill verify`, and `edgestill profile` where its subject is a bundle."""
+"""`edgestill bundle`, and `edgestill profile` where its subject is a bundle."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.cli.arguments import WEIGHTS, json_option
 from pipeline.cli.output import console, print_json, say_next
-from pipeline.errors import EXIT_COULD_NOT_RUN, UserError
-
-if TYPE_CHECKING:
-    from pipeline.bundle.verify import Verified
+from pipeline.errors import UserError
 
 # options of `profile` that ask for something else than a bundle holds
 NOT_OF_A_BUNDLE = {"against": "--against", "inputs": "--input", "classes": "--classes", "kind": "--kind"}
@@ -65,67 +62,6 @@ def bundle(
     click.echo(f"wrote {packed.path}: {', '.join(packed.models)}; {show(packed.size_bytes, 'bytes')}")
     click.echo(f"manifest sha256 {packed.manifest_sha256}" + (", signed" if key else ""))
     say_next(shlex.join(["edgestill", "verify", str(packed.path)]))
-
-
-@click.command()
-@click.argument("subject", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.option(
-    "--signers",
-    type=click.Path(path_type=Path),
-    help="Who may have signed it: a file of lines 'NAME ssh-ed25519 AAAA...', as ssh-keygen -Y verify takes it.",
-)
-@json_option
-@click.pass_context
-def verify(ctx: click.Context, subject: Path, signers: Path | None, as_json: bool) -> None:
-    """Hash every file of BUNDLE, or of the folder of a run, and say what is not as it was written.
-
-    Exits with 0 when nothing changed (and, with --signers, one of them signed it), with 1 otherwise.
-    """
-    from pipeline.bundle.verify import verify_bundle, verify_run
-
-    if not subject.exists():
-        raise UserError(f"{subject}: no such file; give a bundle or the folder of a run")
-    if subject.is_dir() and signers is not None:
-        raise UserError(f"{subject}: a run is not signed, its bundle is; leave out --signers")
-    found = verify_run(subject) if subject.is_dir() else verify_bundle(subject, signers)
-    if as_json:
-        print_json(as_table(subject, found))
-    else:
-        show_verified(subject, found, signers)
-    ctx.exit(EXIT_COULD_NOT_RUN if found.changes else 0)
-
-
-def as_table(subject: Path, found: Verified) -> dict[str, Any]:
-    return {
-        "subject": str(subject),
-        "whole": not found.changes,
-        "files": found.files,
-        "size_bytes": found.size_bytes,
-        "changes": [
-            {"file": change.file, "what": change.what, "expected": change.expected, "got": change.got}
-            for change in found.changes
-        ],
-        "signed": found.signed,
-        "trusted": found.trusted,
-    }
-
-
-def show_verified(subject: Path, found: Verified, signers: Path | None) -> None:
-    from pipeline.quantities import show
-
-    for change in found.changes:
-        click.echo(f"error: {change}", err=True)
-    if found.signed:
-        click.echo(
-            found.signed + ("" if found.trusted or signers else "; --signers FILE says whether you know that key")
-        )
-    elif not subject.is_dir():
-        click.echo("not signed")
-    if found.changes:
-        click.echo(f"CHANGED  {len(found.changes)} of {found.files} files are not as they were written")
-        return
-    click.echo(f"whole: {found.files} files of {show(found.size_bytes, 'bytes')} are as they were written")
-    say_next(shlex.join(["edgestill", "bundle" if subject.is_dir() else "profile", str(subject)]))
 
 
 def is_bundle(text: str) -> bool:

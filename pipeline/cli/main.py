@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gate": ("pipeline.cli.verdict:gate", "The verdict again, from the recorded measurements."),
     "report": ("pipeline.cli.verdict:report", "Render report.md and report.html from report.json."),
     "bundle": ("pipeline.cli.bundle:bundle", "One file with all that a device needs to measure and judge a run."),
-    "verify": ("pipeline.cli.bundle:verify", "What changed in a bundle or a run, by hash and signature."),
+    "verify": ("pipeline.cli.verify:verify", "Is a run or bundle as it was written, and does its verdict follow?"),
 }
 
 # what a missing import is installed with
