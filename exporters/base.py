@@ -41,7 +41,11 @@ class Exporter(Protocol):
 
 
 class Runner(Protocol):
-    """A model held open by one runtime. Entering loads it, leaving frees it; one thread at a time may use it."""
+    """A model held open by one runtime. Entering loads it, leaving frees it; one thread at a time may use it.
+
+    It may also have `profile_layers(feeds, runs)` and, where the runtime counts what it holds on a device, `memory()`:
+    a dataclass of bytes with their `total_bytes`, or None on a CPU.
+    """
 
     @property
     def name(self) -> str: ...

@@ -23,7 +23,9 @@ def cold_start(request: dict[str, Any]) -> dict[str, Any]:
     "precision"?, "channels_last"?, "device"?}`, where the function, called with the args, returns the `nn.Module`.
 
     Returns `load_ms` (from nothing imported to ready, building a torch module included), `first_ms`, `next_ms` (the
-    fastest of the further calls). Inputs are zeros: the time of dense networks does not depend on values.
+    fastest of the further calls) and `device_memory`: bytes on the device by the runtime's own counters with their
+    `total_bytes`, None where it has none or the device is the CPU. Inputs are zeros: the time of dense networks does
+    not depend on values.
     """
     start = time.perf_counter_ns()
     runner = _torch_runner(request) if request["runtime"] == "torch" else _file_runner(request)
@@ -36,7 +38,18 @@ def cold_start(request: dict[str, Any]) -> dict[str, Any]:
             runner(feeds)
             runner.synchronize()
             times.append(_since_ms(start))
-        return {"load_ms": load_ms, "first_ms": times[0], "next_ms": min(times[1:], default=None)}
+        return {
+            "load_ms": load_ms,
+            "first_ms": times[0],
+            "next_ms": min(times[1:], default=None),
+            "device_memory": _device_memory(runner),
+        }
+
+
+def _device_memory(runner: Any) -> dict[str, int | None] | None:
+    ask = getattr(runner, "memory", None)
+    found = None if ask is None else ask()
+    return None if found is None else {**vars(found), "total_bytes": found.total_bytes}
 
 
 def _file_runner(request: dict[str, Any]) -> Runner:

@@ -30,6 +30,11 @@ class Memory:
     weights_bytes: int | None
     tensors_bytes: int
 
+    @property
+    def total_bytes(self) -> int:
+        """All that is known of."""
+        return self.activations_bytes + (self.weights_bytes or 0) + self.tensors_bytes
+
 
 class TensorRtRunner:
     """Runs the engine (or, built on the spot, the ONNX file) at `path` on one GPU, "cuda:0", with one stream.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,18 @@ from exporters.artifact import ExportError, IOSpec
 from exporters.base import INPUT_NAME, OUTPUT_NAME, Feeds, LayerSamples, check_feeds
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Most bytes on the device by torch's own allocator since the runner was entered: in tensors, and taken of it."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.reserved_bytes
 
 
 class TorchRunner:
@@ -57,6 +70,9 @@ class TorchRunner:
     def __enter__(self) -> TorchRunner:
         self._before = (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
         _set(self.threads, matmul_tf32=False, cudnn_tf32=False)
+        if self.device.startswith("cuda"):
+            torch.cuda.init()  # before its first use there are no counters to reset
+            torch.cuda.reset_peak_memory_stats(self.device)
         module = copy.deepcopy(self._source).eval().requires_grad_(False)
         self._module = module.to(self.device, _DTYPES[self.precision], memory_format=self._format)  # type: ignore[call-overload]
         spec = self.inputs[0]
@@ -97,6 +113,15 @@ class TorchRunner:
     def synchronize(self) -> None:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)
+
+    def memory(self) -> Memory | None:
+        """What this process holds on the GPU at most, other runners of it included; None on a CPU."""
+        if not self.device.startswith("cuda"):
+            return None
+        return Memory(
+            allocated_bytes=torch.cuda.max_memory_allocated(self.device),
+            reserved_bytes=torch.cuda.max_memory_reserved(self.device),
+        )
 
     def _load(self, array: np.ndarray) -> torch.Tensor:
         images = torch.from_numpy(np.ascontiguousarray(array)).to(self.device, _DTYPES[self.precision])

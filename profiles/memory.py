@@ -1,4 +1,7 @@
-"""Memory of this process. A subject's peak is that of a fresh process of its own: see `profiles.isolate`."""
+"""Memory of this process and of the device. A subject's peak is that of a fresh process: see `profiles.isolate`.
+
+What lies on a GPU is in no process's resident memory; it is told by the runtime's own counter, where it has one.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,11 @@ def rss_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def why_no_device_memory(runtime: str, device: str) -> str | None:
+    """Why nothing is known of a runtime's memory on `device` when it counts none; None on a CPU, where RSS says it."""
+    return f"{runtime} does not count what it holds on {device}" if device != "cpu" else None
 
 
 def _status_bytes(field: str) -> int | None:

@@ -28,7 +28,7 @@ class TensorSpec(Protocol):
 class Runner(Protocol):
     """A model held open by one runtime on one device. A context manager: entering loads it, leaving frees it.
 
-    It may also have `profile_layers(feeds, runs)`: see `profiles.layers`.
+    It may also have `profile_layers(feeds, runs)`, see `profiles.layers`, and `memory()`, see `profiles.memory`.
     """
 
     @property

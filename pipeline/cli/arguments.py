@@ -14,9 +14,11 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["onnx", "checkpoint", "model"]
+    from exporters import IOSpec
+
+Kind = Literal["onnx", "checkpoint", "model", "engine"]
 WEIGHTS = (".pt", ".pth", ".th", ".bin", ".h5", ".ckpt")
-ENGINES = (".engine", ".plan", ".trt", ".tflite", ".xml")
+OTHERS = (".tflite", ".xml")
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe, as distill.epochs=3."
@@ -68,8 +70,9 @@ class Subject:
 
 
 def subject_of(text: str) -> Subject:
-    """A model name, a checkpoint or an ONNX file, with an optional `@runtime`. Raises `UserError`, one line."""
+    """A model name, a checkpoint, an ONNX file or an engine, with an optional `@runtime`. Raises `UserError`."""
     from exporters import RUNTIMES
+    from exporters.tensorrt_engine import SUFFIXES
 
     name, at, runtime = text.rpartition("@")
     if not at or runtime not in RUNTIMES:
@@ -83,7 +86,9 @@ def subject_of(text: str) -> Subject:
             f"{name}: weights without an architecture; give the model's name, such as torchvision:resnet18, "
             "or the checkpoint (.safetensors) of a run"
         )
-    if suffix in ENGINES:
+    if suffix in SUFFIXES:
+        return Subject(text=text, kind="engine", path=path, runtime=engine_runtime(path, runtime))
+    if suffix in OTHERS:
         raise UserError(f"{name}: {suffix} files cannot be read by this version; give the .onnx file it was made from")
     if suffix in (".onnx", ".safetensors"):
         if not path.is_file():
@@ -93,6 +98,20 @@ def subject_of(text: str) -> Subject:
         # Any other name may still be an ONNX file; its parser says so when it is not.
         return Subject(text=text, kind="onnx", path=path, runtime=runtime)
     return Subject(text=name, kind="model", path=path, runtime=runtime)
+
+
+def engine_runtime(path: Path, asked: str = "") -> str:
+    """The edition that built the engine at `path`, which alone can load it; `UserError` for another after the `@`."""
+    from exporters import ExportError
+    from exporters.tensorrt_engine import read_sidecar
+
+    try:
+        edition = read_sidecar(path, check=False).edition
+    except ExportError as error:
+        raise UserError(str(error)) from None
+    if asked not in ("", edition):
+        raise UserError(f"{path}: built by {edition}, which {asked} cannot load; leave out @{asked}")
+    return edition
 
 
 def one_shape(inputs: Sequence[InputShape], subject: Subject) -> tuple[int, ...] | None:
@@ -110,19 +129,28 @@ def assumed_shape(model: str) -> tuple[int, ...]:
     return (1, 3, side, side)
 
 
-def onnx_shapes(inputs: Sequence[InputShape], path: Path) -> dict[str, tuple[int, ...]] | None:
-    """--input for an ONNX file as input name -> shape. Raises `UserError` where a name is needed."""
-    from exporters.artifact import input_specs
-
+def file_shapes(inputs: Sequence[InputShape], subject: Subject) -> dict[str, tuple[int, ...]] | None:
+    """--input for an ONNX file or an engine as input name -> shape. Raises `UserError` where a name is needed."""
     if not inputs:
         return None
-    specs = input_specs(path)
+    path, specs = subject.path, specs_of(subject)
     if len(inputs) == 1 and not inputs[0].name and len(specs) == 1:
         return {specs[0].name: inputs[0].shape}
     if any(not given.name for given in inputs):
         names = ", ".join(f"--input {spec.name}={','.join(map(str, spec.shape))}" for spec in specs)
         raise UserError(f"{path}: has {len(specs)} inputs; name each shape: {names}")
     return {given.name: given.shape for given in inputs}
+
+
+def specs_of(subject: Subject) -> tuple[IOSpec, ...]:
+    """The inputs of an ONNX file, or of an engine as its sidecar has them."""
+    if subject.kind == "engine":
+        from exporters.tensorrt_engine import read_sidecar
+
+        return read_sidecar(subject.path, check=False).inputs
+    from exporters.artifact import input_specs
+
+    return input_specs(subject.path)
 
 
 def module_of(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,11 +12,11 @@ from pipeline.cli.arguments import (
     InputShape,
     Subject,
     assumed_shape,
+    file_shapes,
     input_option,
     json_option,
     module_of,
     one_shape,
-    onnx_shapes,
     subject_of,
 )
 from pipeline.cli.inspect_engine import of_engine, show_engine
@@ -40,11 +39,11 @@ def inspect(subject: str, inputs: tuple[InputShape, ...], classes: int | None, m
     MACs are the products of convolutions, linear layers, matrix products and attention over the whole --input, its
     batch included; FLOPs are 2 a MAC; operations that are not counted are listed.
     """
-    if Path(subject).suffix.lower() == ".engine" and Path(subject).is_file():
-        engine = plain(of_engine(Path(subject)))
+    what = subject_of(subject)
+    if what.kind == "engine":
+        engine = plain(of_engine(what.path))
         print_json(engine) if as_json else show_engine(engine)
         return
-    what = subject_of(subject)
     if modules and what.kind == "onnx":
         raise click.UsageError("--modules is for a model name or a checkpoint; an ONNX file has no modules")
     found = plain(of_onnx(what, inputs) if what.kind == "onnx" else of_module(what, inputs, classes, modules=modules))
@@ -62,7 +61,7 @@ def of_onnx(subject: Subject, inputs: tuple[InputShape, ...]) -> dict[str, Any]:
     from profiles.flops import count_onnx
     from profiles.size import size_bytes
 
-    shapes = onnx_shapes(inputs, subject.path)
+    shapes = file_shapes(inputs, subject)
     about = describe(subject.path, shapes)
     counts = asdict(count_onnx(subject.path, shapes))
     about.pop("params")  # counted once, by the counter of MACs

@@ -5,45 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from pipeline.cli.arguments import (
-    InputShape,
-    Subject,
-    input_option,
-    json_option,
-    module_of,
-    one_shape,
-    onnx_shapes,
-    subject_of,
-)
+from pipeline.cli.arguments import InputShape, Subject, input_option, json_option, subject_of
 from pipeline.cli.output import plain, print_json, say_next
 from pipeline.cli.profile_depth import Depth, depth_options, feeds_of, look_deeper, show_depth
-from pipeline.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from exporters.base import Runner
+from pipeline.cli.profile_subjects import Candidate, candidates_of, device_of
+from pipeline.errors import UserError
 
 KINDS = {"device": ("device",), "end-to-end": ("end_to_end",), "both": ("device", "end_to_end")}
 CONFIDENCE = 0.99
 PROBE_TIMEOUT_S = 300.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One subject on one runtime, not opened yet. `request` asks a fresh process for its memory and first call."""
-
-    name: str
-    subject: Subject
-    runtime: str
-    runner: Runner
-    request: dict[str, Any]
 
 
 @click.command()
@@ -52,7 +27,7 @@ class Candidate:
 @input_option
 @click.option("--classes", type=click.IntRange(min=1), help="Outputs of models by name.")
 @click.option("--runtime", "runtimes", multiple=True, help="For ONNX files, may be repeated; without, all installed.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:0.")
+@click.option("--device", help="cpu, or cuda:0; without, the cpu, and cuda:0 where an engine is among SUBJECTS.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="The same for every runtime.")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.05), help="Measured time a subject.")
 @click.option("--blocks", default=30, show_default=True, type=click.IntRange(min=2), help="Interleaved rounds.")
@@ -69,7 +44,7 @@ def profile(
     inputs: tuple[InputShape, ...],
     classes: int | None,
     runtimes: tuple[str, ...],
-    device: str,
+    device: str | None,
     threads: int,
     seconds: float,
     blocks: int,
@@ -80,7 +55,8 @@ def profile(
     **depth: Any,
 ) -> None:
     """Measure SUBJECTS side by side: any ONNX file (on every installed runtime, or FILE@openvino on one), a model
-    name or a checkpoint (both on torch). Or one bundle: accuracy and latency of all that is in it, and the verdict.
+    name or a checkpoint (both on torch), a TensorRT engine (.engine, with the file beside it; on a GPU). Or one
+    bundle: accuracy and latency of all that is in it, and the verdict.
 
     Subjects take turns in blocks, so that whatever drifts meets all of them; a ratio has a 99 % interval over blocks.
     """
@@ -96,10 +72,11 @@ def profile(
     wanted = Depth(**depth)
     wanted.check()
     told: list[str] = list(dict.fromkeys((*((against,) if against else ()), *subjects)))
+    where = device or device_of(told)
     candidates = {
         c.name: c
         for text in told
-        for c in candidates_of(text, inputs, classes, runtimes, device=device, threads=threads)
+        for c in candidates_of(text, inputs, classes, runtimes, device=where, threads=threads)
     }
     first = subject_of(against or told[0])
     host = machine()
@@ -116,7 +93,7 @@ def profile(
         blocks=blocks,
         say=lambda line: None if as_json else click.echo(line, err=True),
     )
-    asked = {"device": device, "threads": threads, "min_seconds": seconds, "blocks": blocks, "untold": untold}
+    asked = {"device": where, "threads": threads, "min_seconds": seconds, "blocks": blocks, "untold": untold}
     found = plain(
         {
             "conditions": asked | host,
@@ -130,76 +107,6 @@ def profile(
     show_all(found, against=first.text)
     show_depth(found)
     say_next(f"edgestill inspect {subjects[0].rpartition('@')[0] or subjects[0]}")
-
-
-def candidates_of(
-    text: str,
-    inputs: tuple[InputShape, ...],
-    classes: int | None,
-    runtimes: tuple[str, ...],
-    *,
-    device: str,
-    threads: int,
-) -> list[Candidate]:
-    """A subject on each runtime that is asked for and installed. Raises `UserError` when there is none."""
-    from exporters import RUNTIMES, open_runner, unavailable
-
-    subject = subject_of(text)
-    if subject.kind != "onnx":
-        if subject.runtime not in ("", "torch"):
-            raise UserError(f"{text}: {subject.runtime} runs ONNX files; export it, or leave out @{subject.runtime}")
-        return [_on_torch(subject, inputs, classes, device=device, threads=threads)]
-    for name in runtimes:
-        if name not in RUNTIMES:
-            raise UserError(f"--runtime: unknown runtime {name!r}{nearest(name, list(RUNTIMES))}")
-    wanted = (subject.runtime,) if subject.runtime else runtimes
-    chosen = wanted or tuple(name for name in RUNTIMES if name != "torch" and unavailable(name) is None)
-    if not chosen:
-        raise UserError(f"{text}: no runtime is installed; pip install 'edgestill[ort]'")
-    shapes = onnx_shapes(inputs, subject.path)
-    made = []
-    for runtime in chosen:
-        request = {"runtime": runtime, "path": str(subject.path), "threads": threads, "device": device}
-        if shapes and len(shapes) == 1:
-            request["shape"] = list(*shapes.values())
-        made.append(
-            Candidate(
-                name=f"{subject.path}@{runtime}",
-                subject=subject,
-                runtime=runtime,
-                runner=open_runner(runtime, subject.path, threads=threads, device=device, shapes=shapes),
-                request=request,
-            )
-        )
-    return made
-
-
-def _on_torch(
-    subject: Subject, inputs: tuple[InputShape, ...], classes: int | None, *, device: str, threads: int
-) -> Candidate:
-    from exporters.run_torch import TorchRunner
-
-    module, shape = module_of(subject, one_shape(inputs, subject), classes)
-    arguments = {"text": subject.text, "shape": list(shape), "classes": classes}
-    return Candidate(
-        name=f"{subject.text}@torch",
-        subject=subject,
-        runtime="torch",
-        runner=TorchRunner(module, threads=threads, input_shape=shape, device=device),
-        request={
-            "runtime": "torch",
-            "builder": "pipeline.cli.profile:build_again",
-            "args": arguments,
-            "shape": list(shape),
-            "threads": threads,
-            "device": device,
-        },
-    )
-
-
-def build_again(text: str, shape: list[int], classes: int | None) -> nn.Module:
-    """The module of a subject, in the fresh process that measures its memory."""
-    return module_of(subject_of(text), tuple(shape), classes)[0]
 
 
 def measure(
@@ -222,6 +129,7 @@ def describe(candidate: Candidate, results: Mapping[str, Mapping[str, Any]], *, 
     """One row: what it is, its latencies, and memory and first call from a fresh process or the reason why not."""
     from profiles.errors import ProfileError
     from profiles.isolate import call
+    from profiles.memory import why_no_device_memory
     from profiles.size import size_bytes
 
     runner = candidate.runner
@@ -234,6 +142,7 @@ def describe(candidate: Candidate, results: Mapping[str, Mapping[str, Any]], *, 
         "size_bytes": None if candidate.subject.kind == "model" else size_bytes(candidate.subject.path),
         "latency": [found[candidate.name].row() for found in results.values()],
         "peak_memory_bytes": None,
+        "device_memory": None,
         "load_ms": None,
         "first_ms": None,
         "missing": {},
@@ -243,7 +152,11 @@ def describe(candidate: Candidate, results: Mapping[str, Mapping[str, Any]], *, 
         return row
     try:
         fresh = call("exporters.probe:cold_start", candidate.request, timeout_s=PROBE_TIMEOUT_S)
-        row |= {"peak_memory_bytes": fresh.peak_rss_bytes, **{k: fresh.value[k] for k in ("load_ms", "first_ms")}}
+        told = {key: fresh.value[key] for key in ("load_ms", "first_ms", "device_memory")}
+        row |= {"peak_memory_bytes": fresh.peak_rss_bytes, **told}
+        why = why_no_device_memory(candidate.runtime, runner.device)
+        if told["device_memory"] is None and why:
+            row["missing"]["device_memory"] = why
     except ProfileError as error:
         row["missing"]["peak_memory_bytes"] = str(error)
     return row

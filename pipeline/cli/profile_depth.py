@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.cli.profile import Candidate
+    from pipeline.cli.profile_subjects import Candidate
 
 SLOWEST = 10  # layers that are printed; --json has all
 LEAST_ENERGY_S = 3.0
@@ -177,12 +177,12 @@ def _batches(
 
 def _at_batch(candidate: Candidate, batch: int, classes: int | None) -> Any:
     """A runner of the subject at `batch`, or why there is none: its file has one batch and no other."""
-    from exporters.artifact import input_specs
-    from pipeline.cli.profile import candidates_of
+    from pipeline.cli.arguments import specs_of
+    from pipeline.cli.profile_subjects import candidates_of, reads_modules
 
-    runner, on_torch = candidate.runner, candidate.runtime == "torch"
+    runner, on_torch = candidate.runner, reads_modules(candidate.runtime)
     if not on_torch:
-        fixed = {spec.shape[0] for spec in input_specs(candidate.subject.path) if spec.shape}
+        fixed = {spec.shape[0] for spec in specs_of(candidate.subject) if spec.shape}
         if any(isinstance(size, int) and size != batch for size in fixed):
             return f"the file's batch is fixed at {', '.join(map(str, sorted(fixed, key=str)))}"
     shapes = tuple(

@@ -16,7 +16,12 @@ def show_all(found: Mapping[str, Any], *, against: str) -> None:
     from pipeline.quantities import ABSENT, show
 
     ratios = {(row["kind"], row["subject"]): row for row in found["comparisons"]}
-    numbers = ("p50", "p90", "p90 at most", "images/s", "speed-up", "memory", "first call", "size")
+    # The tail is shown where anything was measured often enough (662 and 6,636 queries) to tell it.
+    tails = [q for q in ("p99", "p99_9") if any(row[f"{q}_ms"] for s in found["subjects"] for row in s["latency"])]
+    percentiles = [f"{key}_ms" for q in ("p90", *tails) for key in (q, f"{q}_bound")]
+    titles = [title for q in ("p90", *tails) for title in (q.replace("_", "."), f"{q.replace('_', '.')} at most")]
+    on_device = ("on device",) if any(subject["device_memory"] for subject in found["subjects"]) else ()
+    numbers = ("p50", *titles, "images/s", "speed-up", "memory", *on_device, "first call", "size")
     rows = table("subject", "", "time", *numbers, right=numbers)
     labels = _short_names([row["name"] for row in found["subjects"]])
     marked = 0
@@ -31,10 +36,11 @@ def show_all(found: Mapping[str, Any], *, against: str) -> None:
                 Text(labels[subject["name"]]),
                 subject["precision"],
                 latency["kind"].replace("_", " "),
-                *(show(latency[key], "ms") for key in ("p50_ms", "p90_ms", "p90_bound_ms")),
+                *(show(latency[key], "ms") for key in ("p50_ms", *percentiles)),
                 show(latency["throughput_per_s"]),
                 speed,
                 show(subject["peak_memory_bytes"], "bytes"),
+                *(show((subject["device_memory"] or {}).get("total_bytes"), "bytes") for _ in on_device),
                 show(subject["first_ms"], "ms"),
                 show(subject["size_bytes"], "bytes"),
             )

@@ -138,6 +138,8 @@ def row(
         "parity": subject.parity,
         "stored": stored(name, found, inputs, manifests),
     }
+    if figures.get("device_memory"):  # only a GPU has memory of its own
+        result["device_memory"] = figures["device_memory"]
     training = inputs[subject.stage] / distill.TRAINING
     if subject.runtime == TORCH and training.exists():
         result["training"] = json.loads(training.read_text())
@@ -153,6 +155,9 @@ LATENCY_KEYS = (
     "p90_ms",
     "p99_ms",
     "p90_bound_ms",
+    "p99_bound_ms",
+    "p99_9_ms",
+    "p99_9_bound_ms",
     "mean_ms",
     "contaminated_blocks",
     "blocks",
@@ -164,7 +169,7 @@ def first_call(figures: Mapping[str, Any], device: Mapping[str, Any] | None) -> 
     if figures.get("first_ms") is None or device is None:
         return []
     value = figures["first_ms"]
-    nothing = dict.fromkeys(("p90_ms", "p99_ms", "p90_bound_ms"))
+    nothing = dict.fromkeys(("p90_ms", "p99_ms", "p99_9_ms", "p90_bound_ms", "p99_bound_ms", "p99_9_bound_ms"))
     return [
         {
             "kind": "first",

@@ -27,7 +27,7 @@ PROBE_TIMEOUT_S = 120.0
 def stage(recipe: Recipe) -> Stage:
     return Stage(
         name=NAME,
-        version=2,
+        version=3,
         needs=needs(recipe),
         config={"profile": recipe.profile.model_dump(mode="json"), "seed": recipe.seed},
         stamp=functools.partial(runtime_stamp, recipe),
@@ -171,9 +171,10 @@ def counted(subject: Judged, recipe: Recipe, data: Prepared) -> dict[str, Any]:
 
 
 def cold(subject: Judged, recipe: Recipe, data: Prepared) -> dict[str, Any]:
-    """Peak memory and first call of a fresh process; a process that died leaves null and its reason."""
+    """Peak memory, on the device too, and first call of a fresh process; one that died leaves null and its reason."""
     from profiles.errors import ProfileError
     from profiles.isolate import call
+    from profiles.memory import why_no_device_memory
 
     request: dict[str, Any] = {
         "runtime": subject.runtime,
@@ -189,11 +190,15 @@ def cold(subject: Judged, recipe: Recipe, data: Prepared) -> dict[str, Any]:
     try:
         result = call("exporters.probe:cold_start", request, timeout_s=PROBE_TIMEOUT_S)
     except ProfileError as error:
-        return {"peak_memory_bytes": None, "first_ms": None, "missing": {"peak_memory_bytes": str(error)}}
+        nothing = dict.fromkeys(("peak_memory_bytes", "device_memory", "first_ms"))
+        return nothing | {"missing": {"peak_memory_bytes": str(error)}}
+    counted_there = result.value["device_memory"]
+    why = None if counted_there else why_no_device_memory(subject.runtime, recipe.profile.device)
     return {
         "peak_memory_bytes": result.peak_rss_bytes,
+        "device_memory": counted_there,
         "first_ms": result.value["load_ms"] + result.value["first_ms"],
-        "missing": {},
+        "missing": {"device_memory": why} if why else {},
     }
 
 
