@@ -68,6 +68,30 @@ def _amount(
     )
 
 
+def _mean(words: str, unit: str, meaning: str) -> dict[str, MetricRow]:
+    """The two rows of a metric that is a mean over images: what it is, and what it lost."""
+    name = words.lower().replace("-", "_")
+    value = MetricRow(
+        direction="min",
+        units=(unit,),
+        needs_against=False,
+        decider="pipeline.gate_dense:decide_value",
+        show=unit,
+        words=words,
+        meaning=f"mean {meaning} over the test images",
+    )
+    drop = MetricRow(
+        direction="max",
+        units=(unit,),
+        needs_against=True,
+        decider="pipeline.gate_dense:decide_drop",
+        show=unit,
+        words=f"{words} lost",
+        meaning=f"mean {meaning} lost against another subject, image by image",
+    )
+    return {name: value, f"{name}_drop": drop}
+
+
 _EXACT, _LATENCY = "pipeline.gate:decide_exact", "pipeline.gate_latency:decide_"
 
 METRICS: dict[str, MetricRow] = {
@@ -89,6 +113,11 @@ METRICS: dict[str, MetricRow] = {
         decider="pipeline.gate:decide_agreement",
         meaning="share of equal top-1 answers",
     ),
+    **_mean("PSNR", "dB", "peak signal-to-noise ratio"),
+    **_mean("SSIM", "pt", "structural similarity in hundredths"),
+    **_mean("Dice", "pt", "Dice coefficient in hundredths"),
+    **_mean("IoU", "pt", "intersection over union in hundredths"),
+    **_mean("F-measure", "pt", "F-measure of an image in hundredths"),
     "speedup_p50": _amount(
         "Speed-up",
         "x",
@@ -163,7 +192,8 @@ def parse_limit(rule: RuleLike) -> Limit:
     where = f"{key} = {written!r}"
     if unit not in row.units:
         if not unit:
-            raise ValueError(f"{where}: {rule.metric} needs a unit, such as '{number:.1f}pt' or '1%rel'")
+            such = f"'{number:.1f}{row.units[0]}'" + (f" or '1{row.units[1]}'" if len(row.units) > 1 else "")
+            raise ValueError(f"{where}: {rule.metric} needs a unit, such as {such}")
         allowed = " or ".join(repr(u) if u else "a bare number" for u in row.units)
         raise ValueError(f"{where}: {rule.metric} cannot be given in {unit!r}; use {allowed}")
     value = number / 100 if unit == "%" else number
@@ -187,7 +217,7 @@ def _number_and_unit(written: str | float | None, where: str, metric: str) -> tu
         if not match:
             raise ValueError(f"{where}: not a limit of {metric}; give a number or a number with its unit")
         number, unit = float(match[1].replace("_", "")), match[2]
-        unit = {"PT": "pt", "%REL": "%rel"}.get(unit.upper(), unit)
+        unit = {"PT": "pt", "%REL": "%rel", "DB": "dB"}.get(unit.upper(), unit)
     else:
         number, unit = float(written), ""
     if not math.isfinite(number):

@@ -9,7 +9,7 @@ ABSENT = "\u2013"
 
 
 def show(value: Any, unit: str = "") -> str:
-    """`value` in `unit`: `fraction`, `pt`, `%rel`, `x`, `ms`, `s`, `/s`, `bytes` or `""` for a count; absent is a dash.
+    """`value` in `unit`: `fraction`, `pt`, `dB`, `%rel`, `x`, `ms`, `s`, `/s`, `bytes`, or `""` for a count.
 
     Three or four significant digits, decimal prefixes: 0.8831 -> `88.31 %`, 312_345 bytes -> `312 kB`.
     """
@@ -19,6 +19,8 @@ def show(value: Any, unit: str = "") -> str:
         return f"{100 * value:.2f} %"
     if unit == "pt":
         return f"{_no_minus_zero(value, 2):.2f} pt"
+    if unit == "dB":
+        return f"{_no_minus_zero(value, 3):.3f} dB"
     if unit == "%rel":
         return f"{_no_minus_zero(value, 2):.2f} %rel"
     if unit == "x":

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.gate_rules import RuleLike, parse_limit
+from pipeline.gate_dense import NAMES, UNITS, measures
+from pipeline.gate_rules import METRICS, RuleLike, parse_limit
 
 ACCURACY_METRICS = ("accuracy", "accuracy_drop", "agreement")
+MEAN_METRICS = (*NAMES, *(f"{name}_drop" for name in NAMES))
 EXACT_METRICS = ("size_bytes", "peak_memory_bytes", "params", "macs")
 
 
@@ -49,7 +51,7 @@ def p50(row: Mapping[str, Any]) -> float | None:
 def breaks(row: Mapping[str, Any], rule: RuleLike, validation: Sequence[Mapping[str, Any]]) -> str | None:
     """Why `row` would miss the rule by its point value, or None; rules on another subject or on speed do not choose."""
     limit = parse_limit(rule)
-    if rule.subject or rule.metric not in ACCURACY_METRICS + EXACT_METRICS:
+    if rule.subject or rule.metric not in ACCURACY_METRICS + MEAN_METRICS + EXACT_METRICS:
         return None
     value = point(row, rule, limit.unit, validation)
     if value is None:
@@ -63,6 +65,12 @@ def point(row: Mapping[str, Any], rule: RuleLike, unit: str, validation: Sequenc
         return row[rule.metric]
     if rule.metric == "accuracy":
         return row["accuracy"]["validation"]
+    if rule.metric in NAMES:
+        accuracy, show = row["accuracy"], METRICS[rule.metric].show
+        value = accuracy["validation"] if measures(rule.metric, accuracy.get("metric")) else None
+        return 100 * value if value is not None and show == "pt" else value
+    if rule.metric in MEAN_METRICS:
+        return _mean_lost(row["name"], rule, validation)
     pair = next((p for p in validation if p["subject"] == row["name"] and p["against"] == rule.against), None)
     if pair is None or not pair["n"]:
         return None
@@ -73,3 +81,15 @@ def point(row: Mapping[str, Any], rule: RuleLike, unit: str, validation: Sequenc
     if unit == "%rel":
         return 100.0 * lost / right if right else None
     return 100.0 * lost / pair["n"]
+
+
+def _mean_lost(name: str, rule: RuleLike, validation: Sequence[Mapping[str, Any]]) -> float | None:
+    """What the mean over the validation images lost, in the rule's unit; None when it was not compared."""
+    for pair in validation:
+        if measures(rule.metric, pair.get("metric")):
+            factor = UNITS.get(str(pair.get("unit", "")), ("", 1.0))[1]
+            if (pair["subject"], pair["against"]) == (name, rule.against):
+                return -factor * pair["mean"]
+            if (pair["subject"], pair["against"]) == (rule.against, name):
+                return factor * pair["mean"]
+    return None
