@@ -10,8 +10,9 @@ from bsds_tree import PEOPLE, drawn, layout, photograph
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.data.bsds500_files import SPLITS, Bsds500, decode_people, each_person, find, stamp
+from pipeline.data.bsds500_files import SPLITS, Bsds500, each_person, find, stamp
 from pipeline.errors import UserError
+from pipeline.thinning import outlines
 
 COUNTS = {"train": 3, "val": 2, "test": 2}
 
@@ -36,9 +37,11 @@ def test_both_layouts_give_the_same_pictures_from_folder_and_zip(tmp_path: Path,
             photographs = list(found.photographs(split))
             boundaries = list(found.boundaries(split))
             assert all(image.dtype == np.uint8 and image.shape == (*mean.shape, 3)
-                       for image, mean in zip(photographs, boundaries, strict=True))  # fmt: skip
-            for name, mean in zip(found.names[split], boundaries, strict=True):
+                       for image, (mean, _) in zip(photographs, boundaries, strict=True))  # fmt: skip
+            for name, (mean, people) in zip(found.names[split], boundaries, strict=True):
                 np.testing.assert_array_equal(mean, np.rint(255 * np.mean(drawn(name), axis=0)))
+                assert people.shape == ((PEOPLE if truth == "groundTruth" else 0), *mean.shape)
+                assert not len(people) or (people == drawn(name)).all()
 
 
 def test_photographs_are_decoded_to_rgb_at_their_own_size(tmp_path: Path):
@@ -65,7 +68,31 @@ def test_people_of_a_published_mat_file():
     buffer = io.BytesIO()
     savemat(buffer, {"groundTruth": cells})
     assert each_person(buffer.getvalue()).tolist() == [(one > 0).tolist(), (two > 0).tolist()]
-    assert decode_people(buffer.getvalue())[1].tolist() == [128, 128, 255, 128, 128]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_label_maps_beside_the_means_say_what_each_person_drew(tmp_path: Path, apart: bool):
+    tree = tmp_path / "bsds"
+    layout(tree, COUNTS)
+    stacks = tmp_path / "maps" if apart else tree
+    for split, names in find(tree).names.items():
+        (stacks / "segmentations" / split).mkdir(parents=True)
+        for name in names:
+            labels = np.cumsum(drawn(name), axis=1, dtype=np.uint8) % 2
+            Image.fromarray(labels.reshape(-1, labels.shape[2])).save(stacks / "segmentations" / split / f"{name}.png")
+    root = tree
+    if apart:
+        root = zipped(tree, tmp_path / "bsds.zip")
+        alone = find(root).fingerprint()
+        zipped(stacks, tmp_path / "bsds_segmentations.zip")
+        assert find(root).fingerprint() != alone and len(stamp(root)) == 2
+    else:
+        assert len(stamp(root)) == 3 * sum(COUNTS.values())
+    found = find(root)
+    for name, (mean, people) in zip(found.names["test"], found.boundaries("test"), strict=True):
+        labels = np.cumsum(drawn(name), axis=1, dtype=np.uint8) % 2
+        assert mean.shape == people.shape[1:]
+        np.testing.assert_array_equal(people, [outlines(person) for person in labels])
 
 
 def test_the_fingerprint_follows_bytes_and_not_the_container(tmp_path: Path):

@@ -6,6 +6,10 @@ Two layouts are read, each from a folder or straight from a .zip:
     images/{train,val,test}/ID.jpg  with  boundary_mean/{train,val,test}/ID.png    (round(255 x mean over people))
     images/{train,val,test}/ID.jpg  with  groundTruth/{train,val,test}/ID.mat      (as published: BSDS500/data)
 
+What each person drew stands in the .mat files. For the first layout it is read from their label maps, where they lie
+beside it: `segmentations/{train,val,test}/ID.png`, one map under the other, in the same folder or in a second .zip
+named after the first (`bsds500.zip`, `bsds500_segmentations.zip`).
+
 Torch-free. Photographs alone (for super-resolution) need no boundaries.
 """
 
@@ -17,19 +21,21 @@ import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.thinning import outlines
 
 SPLITS = ("train", "val", "test")
 PUBLISHED = {"train": 200, "val": 100, "test": 200}
 PREFIXES = ("", "data/", "BSDS500/data/", "BSR/BSDS500/data/", "BSDS500/", "bsds500/")
 PHOTOGRAPH = ".jpg"
 BOUNDARIES = {"boundary_mean": ".png", "groundTruth": ".mat"}
+MAPS = "segmentations"
 LAYOUT = "images/train/*.jpg with boundary_mean/train/*.png or groundTruth/train/*.mat, and so for val and test"
 
 
@@ -38,12 +44,14 @@ class Bsds500:
     """A found copy. root: the folder or .zip; prefix: where `images/` lies in it, "" or ending in "/".
 
     names: split -> its photographs' names without ending, sorted. truth: `boundary_mean`, `groundTruth` or "" for none.
+    maps: where the label maps of all people lie, for `boundary_mean`; None where there are none.
     """
 
     root: Path
     prefix: str
     names: dict[str, tuple[str, ...]]
     truth: str
+    maps: Path | None = None
 
     def photographs(self, split: str) -> Iterator[np.ndarray]:
         """uint8 RGB (H, W, 3), one at a time, in the order of `names[split]`; 481x321 or 321x481 as published.
@@ -52,12 +60,26 @@ class Bsds500:
         """
         return self._decoded(split, "images", PHOTOGRAPH, decode_photograph)
 
-    def boundaries(self, split: str) -> Iterator[np.ndarray]:
-        """uint8 (H, W): round(255 x the share of people who drew a boundary at the pixel), as `photographs`."""
+    def boundaries(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(mean, people) of each: uint8 (H, W), round(255 x the share of people who drew the pixel), and what each of
+        them drew, bool (people, H, W), of 0 people where that is not known. As `photographs`.
+        """
         if not self.truth:
             raise UserError(f"data.root: {str(self.root)!r} has photographs but no boundaries; expected {LAYOUT}")
-        decode = decode_mean if self.truth == "boundary_mean" else decode_people
-        return self._decoded(split, self.truth, BOUNDARIES[self.truth], decode)
+        if self.truth == "groundTruth":
+            for people in self._decoded(split, self.truth, ".mat", each_person):
+                yield np.rint(255 * np.mean(people, axis=0)).astype(np.uint8), people
+            return
+        means = self._decoded(split, self.truth, ".png", decode_mean)
+        if self.maps is None:
+            for mean in means:
+                yield mean, np.zeros((0, *mean.shape), bool)
+            return
+        stacks = replace(self, root=self.maps, prefix=self.prefix if self.maps == self.root else "")
+        for mean, stack in zip(means, stacks._decoded(split, MAPS, ".png", decode_mean), strict=True):
+            if stack.shape[1] != mean.shape[1] or stack.shape[0] % mean.shape[0]:
+                raise UserError(f"{self.maps}: {MAPS} of {split}: {stack.shape} is no stack of {mean.shape}")
+            yield mean, np.stack([outlines(labels) for labels in stack.reshape(-1, *mean.shape)])
 
     def fingerprint(self) -> str:
         """sha256 of the names and bytes of all files that are read, 64 hex digits."""
@@ -69,6 +91,8 @@ class Bsds500:
                         content = read(f"{self.prefix}{folder}/{split}/{name}{ending}")
                         digest.update(f"{folder}/{split}/{name}{ending}\0{len(content)}\0".encode())
                         digest.update(content)
+        if self.maps is not None:
+            digest.update(b"people")
         return digest.hexdigest()
 
     def _decoded(self, split: str, folder: str, ending: str, decode: Any) -> Iterator[np.ndarray]:
@@ -109,12 +133,15 @@ def stamp(root: str | Path) -> dict[str, list[int]]:
     path = Path(root)
     try:
         if path.is_file():
-            return {path.name: [path.stat().st_size, path.stat().st_mtime_ns]}
+            beside = path.with_name(f"{path.stem}_{MAPS}.zip")
+            files = [path, *([beside] if beside.is_file() else [])]
+            return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
         found = find(path)
     except (OSError, UserError):
         return {}
     seen: dict[str, list[int]] = {}
-    for folder, _ in (("images", ""), *_truth(found.truth)):
+    folders = ["images", *([found.truth] if found.truth else []), *([MAPS] if found.maps else [])]
+    for folder in folders:
         for split in SPLITS:
             for file in sorted((path / found.prefix / folder / split).iterdir()):
                 facts = file.stat()
@@ -130,12 +157,6 @@ def decode_photograph(content: bytes) -> np.ndarray:
 def decode_mean(content: bytes) -> np.ndarray:
     """The bytes of a boundary_mean .png, uint8 (H, W)."""
     return _pillow(content, "L")
-
-
-def decode_people(content: bytes) -> np.ndarray:
-    """The bytes of a groundTruth .mat to uint8 (H, W): round(255 x mean over people of their `Boundaries`)."""
-    people = each_person(content)
-    return np.rint(255 * np.mean(people, axis=0)).astype(np.uint8)
 
 
 def each_person(content: bytes) -> np.ndarray:
@@ -182,7 +203,11 @@ def _found(root: Path, listed: Any) -> Bsds500:
                     f"data.root: {str(root)!r} lacks {lacking} ({len(absent)} of {len(names[split])} photographs of "
                     f"{split} have no boundary); get BSDS500 again"
                 )
-    return Bsds500(root=root, prefix=prefix, names=names, truth=truth)
+    maps = root if listed(f"{prefix}{MAPS}/train") else None
+    beside = root.with_name(f"{root.stem}_{MAPS}.zip")
+    if maps is None and truth == "boundary_mean" and root.suffix == ".zip" and beside.is_file():
+        maps = beside
+    return Bsds500(root=root, prefix=prefix, names=names, truth=truth, maps=maps)
 
 
 def _truth(folder: str) -> tuple[tuple[str, str], ...]:
