@@ -48,11 +48,17 @@ def models() -> list[Row]:
     from pipeline.models import MODELS, OPTIONS
 
     torch, torchvision = missing("torch", "train"), missing("torchvision", "train")
+    spandrel = missing("spandrel", "super-resolution")
     rows = [
-        row(name, "?" + "&".join(f"{k}={v}" for k, v in OPTIONS[name].items()) if OPTIONS[name] else "", torch)
-        for name in MODELS
+        row(
+            name,
+            "?" + "&".join(f"{k}={v}" for k, v in OPTIONS[name].items()) if OPTIONS[name] else "",
+            (torch or spandrel) if "spandrel" in target else torch,
+        )
+        for name, target in MODELS.items()
     ]
     rows.append(row("torchvision:NAME", "any classifier of torchvision, such as torchvision:resnet18", torchvision))
+    rows.append(row("spandrel:FILE", "the network of a super-resolution checkpoint that spandrel knows", spandrel))
     rows.append(row("my_pkg.my_module:build", "a function of your own that returns an nn.Module", torch))
     pruning = missing("torch_pruning", "train")
     rows.append(row("pruned:MODEL?macs=0.5", "any of these with channels removed, to half of its MACs", pruning))

@@ -3,8 +3,8 @@
 A name is a family (`cifar-resnet56?shortcut=A`), one of torchvision's classifiers (`torchvision:resnet34`) or a builder
 of the user's own (`my_pkg.my_module:build`); `?key=value&key=value` passes arguments to all three. `pruned:` before any
 of them, with a share of its multiply-accumulates (`pruned:cifar-resnet56?macs=0.5&shortcut=A`), removes channels.
-A new family: one file and one line in `MODELS` (and in `OPTIONS`, which a test holds equal to the signatures, so that a
-recipe is checked without importing torch).
+`spandrel:FILE` is the super-resolution network of a checkpoint, found out from its tensors by spandrel.
+A new family: one file and one line in `MODELS` (and in `OPTIONS`, so that a recipe is checked without importing torch).
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError, UserError, nearest
+from pipeline.models.options import OPTIONS as OPTIONS
+from pipeline.models.options import check_options, check_spandrel
 from pipeline.registry import load
 
 if TYPE_CHECKING:
     from torch import nn
 
 MODELS: dict[str, str] = {
+    "attention-sr": "pipeline.models.attention_sr:attention_sr",
     "cifar-resnet18": "pipeline.models.cifar_resnet:cifar_resnet18",
     "cifar-resnet20": "pipeline.models.cifar_resnet:cifar_resnet20",
     "cifar-resnet32": "pipeline.models.cifar_resnet:cifar_resnet32",
@@ -32,38 +35,20 @@ MODELS: dict[str, str] = {
     "mlperf-resnet8": "pipeline.models.mlperf_resnet:mlperf_resnet8",
     "mobilenetv2-cifar": "pipeline.models.mobilenet_cifar:mobilenetv2_cifar",
     "mobilenetv3-small-cifar": "pipeline.models.mobilenet_cifar:mobilenetv3_small_cifar",
+    "rfdn": "pipeline.models.rfdn:rfdn",
     "scene-cnn": "pipeline.models.scene_cnn:scene_cnn",
+    "swinir-classical": "pipeline.models.spandrel_models:swinir_classical",
+    "swinir-light": "pipeline.models.spandrel_models:swinir_light",
     "vgg11-bn-cifar": "pipeline.models.vgg:vgg11_bn_cifar",
     "vgg13-bn-cifar": "pipeline.models.vgg:vgg13_bn_cifar",
     "vgg16-cifar": "pipeline.models.vgg:vgg16_cifar",
     "vgg19-bn-cifar": "pipeline.models.vgg:vgg19_bn_cifar",
 }
 
-_WIDE: dict[str, Any] = {"width": 1.0}
-_NARROW: dict[str, Any] = {"width": 1.0, "shortcut": "B"}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "cifar-resnet18": _WIDE,
-    "cifar-resnet20": _NARROW,
-    "cifar-resnet32": _NARROW,
-    "cifar-resnet34": _WIDE,
-    "cifar-resnet44": _NARROW,
-    "cifar-resnet56": _NARROW,
-    "cifar-resnet101": _WIDE,
-    "densenet121-cifar": _WIDE,
-    "mlperf-resnet8": {},
-    "mobilenetv2-cifar": _WIDE,
-    "mobilenetv3-small-cifar": {},
-    "scene-cnn": {"blocks": 12},
-    "vgg11-bn-cifar": _WIDE,
-    "vgg13-bn-cifar": _WIDE,
-    "vgg16-cifar": _WIDE,
-    "vgg19-bn-cifar": _WIDE,
-}
-
 TORCHVISION = "torchvision"
+SPANDREL = "spandrel"
 PRUNED = "pruned"
-LARGEST_WIDTH = 16
-SCENE_BLOCKS = (4, 6, 8, 10, 12)
+PREFIXES = (TORCHVISION, SPANDREL, PRUNED)
 SIDES = {"scene-cnn": 150}  # pixels that a family is made for, where they are not a CIFAR image's 32
 CHANNELS = (1, 3)
 
@@ -77,11 +62,11 @@ class ModelName:
 
     @property
     def source(self) -> str:
-        """`family` for a row of `MODELS`, `torchvision`, `pruned`, or `module` for a builder of the user's own."""
+        """`family` for a row of `MODELS`, one of `PREFIXES`, or `module` for a builder of the user's own."""
         before, colon, _ = self.family.partition(":")
         if not colon:
             return "family"
-        return before if before in (TORCHVISION, PRUNED) else "module"
+        return before if before in PREFIXES else "module"
 
     @property
     def unpruned(self) -> ModelName:
@@ -147,6 +132,8 @@ def _check(name: ModelName) -> None:
         from pipeline.models.torchvision_names import check_torchvision
 
         check_torchvision(name)
+    elif name.source == SPANDREL:
+        check_spandrel(name)
     elif name.source == "module":
         from pipeline.models.user_module import check_target
 
@@ -170,22 +157,9 @@ def _check_pruned(name: ModelName) -> None:
 
 def _check_family(name: ModelName) -> None:
     if name.family not in MODELS:
-        known = [*MODELS, f"{TORCHVISION}:NAME", "my_pkg.my_module:build"]
+        known = [*MODELS, f"{TORCHVISION}:NAME", f"{SPANDREL}:FILE", "my_pkg.my_module:build"]
         raise RecipeError(f"unknown model {name.family!r}{nearest(name.family, known)}")
-    options = OPTIONS[name.family]
-    for key, value in name.args.items():
-        if key not in options:
-            takes = nearest(key, list(options)) if options else "; it takes none"
-            raise RecipeError(f"model {name.family!r} has no option {key!r}{takes}")
-        if key == "shortcut" and value not in ("A", "B"):
-            raise RecipeError(f"model {name.family!r}: shortcut = {value!r}; write A (padded) or B (1x1 convolution)")
-        if key == "width" and (
-            isinstance(value, (bool, str)) or not 0 < value <= LARGEST_WIDTH  # also refuses NaN
-        ):
-            raise RecipeError(f"model {name.family!r}: width = {value!r}; expected a number in (0, {LARGEST_WIDTH}]")
-        if key == "blocks" and (isinstance(value, (bool, str)) or value not in SCENE_BLOCKS):
-            known = ", ".join(map(str, SCENE_BLOCKS))
-            raise RecipeError(f"model {name.family!r}: blocks = {value!r}; expected one of {known}")
+    check_options(name)
 
 
 def build(
@@ -194,6 +168,7 @@ def build(
     num_classes: int | None = None,
     in_channels: int = 3,
     input_size: tuple[int, int, int] | None = None,
+    answer_shape: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """The model of that name, with random weights from torch's global generator, in training mode.
 
@@ -218,7 +193,7 @@ def build(
     if input_size is not None:
         from pipeline.models.forward_check import check_forward
 
-        check_forward(module, text, input_size=input_size, num_classes=num_classes)
+        check_forward(module, text, input_size=input_size, num_classes=num_classes, answer_shape=answer_shape)
     return module
 
 
@@ -227,6 +202,10 @@ def _build(name: ModelName, *, num_classes: int | None, in_channels: int) -> nn.
         from pipeline.models.torchvision_models import build_torchvision
 
         return build_torchvision(name, num_classes=num_classes, in_channels=in_channels)
+    if name.source == SPANDREL:
+        from pipeline.models.spandrel_models import build_spandrel
+
+        return build_spandrel(name, in_channels=in_channels)
     if name.source == "module":
         from pipeline.models.user_module import build_user
 
@@ -269,6 +248,8 @@ def source_stamp(model: str, weights: str = "") -> dict[str, str | None]:
         stamp["weights"] = weights_url(name, weights).rpartition("/")[2]
     elif weights:
         stamp["weights"] = _sha256(Path(weights))
+    if name.source == SPANDREL:
+        stamp["checkpoint"] = _sha256(Path(name.family.partition(":")[2]))
     if name.source == "module":
         from pipeline.models.user_module import find_source
 
