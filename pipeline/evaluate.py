@@ -34,14 +34,13 @@ def evaluate(
     `on_chunk(done, total)` is called as it goes. Memory is bounded by one chunk of images and the outcomes.
     """
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in subjects}
-    for start in range(0, len(indices), CHUNK):
-        chunk = indices[start : start + CHUNK]
-        raw = images.load(chunk)
-        labels = images.labels[chunk]
+    done = 0
+    for inputs, targets in task.samples(images, indices):
         for name, subject in subjects.items():
-            parts[name].append(task.outcomes(infer(subject.runner, subject.preprocess(raw)), labels))
+            parts[name].append(task.outcomes(task.answer(subject, inputs), targets))
+        done += len(inputs)
         if on_chunk:
-            on_chunk(min(start + CHUNK, len(indices)), len(indices))
+            on_chunk(done, len(indices))
     return {
         name: {key: np.concatenate([part[key] for part in rows]) for key in rows[0]} for name, rows in parts.items()
     }

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.quantities import show
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -55,10 +57,20 @@ class TrainingDisplay(LiveBar):
     """Images per second, share of time spent waiting for data, every loss term, time left."""
 
     def __init__(
-        self, label: str, *, epochs: int, samples: int, done: int, say: Callable[[str], None], settled: float = 0.0
+        self,
+        label: str,
+        *,
+        epochs: int,
+        samples: int,
+        done: int,
+        say: Callable[[str], None],
+        settled: float = 0.0,
+        unit: str = "fraction",
     ) -> None:
         """`samples` an epoch; `done` samples of the whole run are behind us already (a resumed run); after `settled`
-        epochs every term has its whole weight, so that none is called drowned before."""
+        epochs every term has its whole weight, so that none is called drowned before. `unit`: of the validation score,
+        as `quantities.show` knows it."""
+        self.unit = unit
         self.label, self.epochs, self.samples, self.say, self.settled = label, epochs, samples, say, settled
         self.begin = time.monotonic()
         self.first = done
@@ -86,7 +98,7 @@ class TrainingDisplay(LiveBar):
         pulling = f"gradient {', '.join(f'{name} {percent(pull)}' for name, pull in pulls.items())}  " if pulls else ""
         self.line(
             f"{self.label}: epoch {row['epoch']}/{self.epochs}  {values}  {pulling}"
-            f"validation {row['val_accuracy']:.2%}  {row['images_per_s']:,.0f} images/s  "
+            f"validation {scored(row['val_accuracy'], self.unit)}  {row['images_per_s']:,.0f} images/s  "
             f"data wait {row['data_wait']:.0%}  {clock(left_s)} left"
         )
         for name, pull in pulls.items():
@@ -102,6 +114,10 @@ class TrainingDisplay(LiveBar):
             self.bar.console.print(text, highlight=False, markup=False)
         else:
             self.say(text)
+
+
+def scored(value: Any, unit: str) -> str:
+    return f"{value:.2%}" if unit == "fraction" else show(value, unit)
 
 
 def shares(norms: Mapping[str, float]) -> dict[str, float]:

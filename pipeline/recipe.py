@@ -7,7 +7,7 @@ before anything is computed. Imports neither torch nor anything heavy.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,9 +17,11 @@ from pipeline.recipe_training import (
     Augment,
     Count,
     Distill,
+    Fraction,
     FurtherTeacher,
     Generation,
     LossTerm,
+    NonNegative,
     Part,
     Positive,
     Student,
@@ -48,7 +50,9 @@ __all__ = [
 class Data(Part):
     """Where the images come from."""
 
-    name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, arrays or imagefolder")
+    later: ClassVar[frozenset[str]] = frozenset({"patch", "patches", "scale", "blur", "consensus"})
+
+    name: str = Field(description="the data set: edgestill list datasets")
     root: str = Field("", description="the folder or file that holds the data; relative to the working directory")
     download: bool = Field(False, description="let torchvision fetch its own sets into root")
     image_size: Count = Field(0, description="side in pixels to which images are resized; 0 keeps them as they are")
@@ -60,6 +64,17 @@ class Data(Part):
     memory_limit_mb: Count = Field(2048, description="a folder that is larger when decoded is streamed")
     unlabelled: str = Field(
         "", description="a folder of images without labels that join distillation; their label counts as none"
+    )
+    patch: Count = Field(
+        0, description="dense tasks: side in pixels of the network's input, a patch or a tile; 0: the data set's own"
+    )
+    patches: Count = Field(0, description="dense tasks: patches of each training image; 0: the data set's own")
+    scale: Count = Field(0, description="super-resolution: output pixels of an input pixel along a side; 0: 4")
+    blur: NonNegative = Field(
+        0.0, description="super-resolution: sigma in pixels of a Gaussian blur before the reduction; 0: none"
+    )
+    consensus: Fraction = Field(
+        0.0, description="edges: share of the annotators who must have drawn a pixel; 0: the data set's own"
     )
 
 
@@ -213,7 +228,9 @@ class Recipe(Part):
     def _cross_checks(self) -> Recipe:
         from pipeline.data import check_source
         from pipeline.recipe_modes import check_lessons
+        from pipeline.tasks import check_task
 
         check_source(self.data)
         check_lessons(self)
+        check_task(self)
         return self

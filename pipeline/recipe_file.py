@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.errors import RecipeError, UserError, nearest
 from pipeline.recipe import Recipe
 from pipeline.recipe_errors import lines_of
+from pipeline.tasks import smoke_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,10 +22,10 @@ else:
 
 FOLDER = Path(__file__).parent / "recipes"
 
-# What --smoke does to any recipe before the recipe's own [smoke] has its say: digits instead of the data, no weights
-# from elsewhere (they belong to other images), one epoch of everything, short measurements.
+# What --smoke does to any recipe before its task (which has data of its own for this) and the recipe's own [smoke] have
+# their say: no weights from elsewhere (they belong to other images), one epoch of everything, short measurements.
 SMOKE: dict[str, Any] = {
-    "data": {"name": "digits", "root": "", "download": False, "image_size": 32, "workers": 0, "unlabelled": ""},
+    "data": {"root": "", "download": False, "workers": 0, "unlabelled": ""},
     "teacher": {
         "weights": "",
         "min_accuracy": 0.0,
@@ -102,11 +103,11 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def shrink(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The smoke form of a recipe: `SMOKE`, then the recipe's own `[smoke]`, laid over it. Further teachers, peers and
+    """The smoke form of a recipe: `SMOKE`, what its task adds, then its own `[smoke]`, laid over it. Further teachers, peers and
     generations shrink as teacher and student do, and terms count from the first epoch to the last."""
     own = values.get("smoke", {})
     own = own if isinstance(own, dict) else {}
-    shrunk = merge(dict(values), SMOKE)
+    shrunk = merge(merge(dict(values), SMOKE), smoke_of(values.get("task")))
     _each(shrunk.get("teacher"), "others", lambda part: part | {"weights": "", "mean": [], "std": []})
     _each(shrunk, "generation", lambda part: part | {"weights": ""} | _shrink_distill(part.get("distill")))
     shrunk |= _shrink_distill(shrunk.get("distill"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -15,9 +15,20 @@ Triple = tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
 
 
 class Part(BaseModel):
-    """A table of the recipe: frozen, keyword-only, no unknown keys, no silent conversion of one type to another."""
+    """A table of the recipe: frozen, keyword-only, no unknown keys, no silent conversion of one type to another.
+
+    later: keys that came after the first recipes were run. Where one has its default it is left out of what is dumped,
+    so that stages finished before there was such a key stay fresh.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        old = {name for name in self.later if getattr(self, name) == fields[name].get_default(call_default_factory=True)}
+        return {name: value for name, value in dump(self).items() if name not in old}
 
     @model_validator(mode="before")
     @classmethod
@@ -31,9 +42,11 @@ class Part(BaseModel):
 class Augment(Part):
     """Batched augmentation; every view is a pure function of (seed, sample, epoch)."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"dihedral"})
     seed: int = Field(0, description="seed of the views, apart from the recipe's seed")
     pad_crop: Count = Field(0, description="pad by this many pixels on each side (reflected), crop back at random")
     flip: bool = Field(False, description="mirror left-right with probability 1/2")
+    dihedral: bool = Field(False, description="one of the eight flips and rotations of a square; a target's too")
     brightness: Fraction = Field(0.0, description="factor drawn from [1-x, 1+x]")
     contrast: Fraction = Field(0.0, description="factor drawn from [1-x, 1+x]")
     saturation: Fraction = Field(0.0, description="factor drawn from [1-x, 1+x]; colour images only")
@@ -184,7 +197,9 @@ class Teacher(Part):
     finetune: bool = Field(
         False, description="[teacher.train] trains `weights` on; a classifier of other classes is drawn anew"
     )
-    min_accuracy: Fraction = Field(0.0, description="refuse a teacher below this top-1 on the validation split")
+    min_accuracy: NonNegative = Field(
+        0.0, description="refuse a teacher below this on the validation split: top-1, or the task's metric"
+    )
     check: Literal["refuse", "warn"] = Field(
         "refuse", description="warn: say what is wrong with the teacher and go on, as --smoke does after one epoch"
     )

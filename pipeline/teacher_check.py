@@ -46,6 +46,10 @@ class TeacherCheck:
     problems: tuple[str, ...]
     tried: tuple[tuple[str, float, int], ...]
 
+    @property
+    def sentence(self) -> str:
+        return f"{self.accuracy:.2%} top-1 on {self.n} validation images"
+
     def refuse(self) -> None:
         """Raise `UserError`, one line, if there is any problem."""
         if self.problems:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.loader import batches, normalize
 from pipeline.data.source import Images
-from pipeline.distillers.learner import DTYPES, Learner, autocast
+from pipeline.distillers.learner import DTYPES, Learner
 from pipeline.distillers.teacher import Network, TeacherOutputs
 from pipeline.distillers.together import together
 from pipeline.distributed import current
@@ -29,15 +28,15 @@ from pipeline.progress import TrainingDisplay
 from pipeline.recipe import Training
 from pipeline.train_epoch import Run, train_epoch
 from pipeline.train_state import Checkpointer, Parts, Progress
-
-EVAL_BATCH = 256
+from pipeline.validation import top1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
     """Images with the sorted index arrays (int64) of the training and validation samples.
 
-    Validation may have images of its own (`validation_images`), where the training images have some without labels.
+    Validation may have images of its own (`validation_images`), where the training images have some without labels or
+    are patches of others. `score` is the task's, in the unit `show`; without one it is the share of right labels.
     """
 
     images: Images
@@ -46,6 +45,8 @@ class TrainData:
     num_classes: int
     workers: int = 0
     validation_images: Images | None = None
+    score: Callable[..., float] | None = None
+    show: str = "fraction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,7 @@ def train(
         done=parts.progress.epoch * len(data.train) + parts.progress.seen,
         say=say,
         settled=learner.warmup_epochs,
+        unit=data.show,
     )
     run = Run(
         learner=learner,
@@ -191,20 +193,6 @@ def finish(parts: Parts, learner: Learner, taught: bool) -> TrainResult:
     )
 
 
-@torch.inference_mode()
 def validation_accuracy(network: Network, data: TrainData, *, device: torch.device, dtype: torch.dtype) -> float:
-    """Top-1 share on the validation samples, in eval mode and the training precision."""
-    was_training = network.module.training
-    network.module.eval()
-    right = 0
-    images = data.validation_images or data.images
-    ranks = current()
-    mine = data.validation[ranks.rank :: ranks.world]
-    for _, raw, target in batches(images, mine, EVAL_BATCH, workers=data.workers, device=device):
-        inputs = normalize(raw.permute(0, 3, 1, 2), network.mean, network.std, torch.float32, True)
-        with autocast(device, dtype):
-            logits = network.module(inputs)
-        right += int((logits.float().argmax(1) == target).sum())
-    network.module.train(was_training)
-    share = ranks.mean(torch.tensor(float(right), dtype=torch.float64, device=device))
-    return round(float(share) * ranks.world) / len(data.validation)
+    """The task's score on the validation samples, in eval mode and the training precision; higher is better."""
+    return (data.score or top1)(network, data, device=device, dtype=dtype)

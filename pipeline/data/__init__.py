@@ -1,6 +1,7 @@
 """Data sources by name. Importing this asks for nothing heavy: each source is imported when it is opened.
 
-A new source: one file with `open_source(data) -> Source` and `stamp(data)`, and one line in `SOURCES`.
+A new source: one file with `open_source(data) -> Source` and `stamp(data)`, and one line in `SOURCES`; one whose targets
+are no classes has a line in `SERVES` too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ SOURCES: dict[str, str] = {
     "fashion-mnist": "pipeline.data.torchvision_sets:open_source",
     "imagefolder": "pipeline.data.imagefolder:open_source",
 }
+
+# Which tasks a source serves, where that is not classification: its targets are made for them.
+CLASSES = ("classification",)
+SERVES: dict[str, tuple[str, ...]] = {}
 
 # What a source needs from [data], with the example that its error shows.
 NEEDS_ROOT = {

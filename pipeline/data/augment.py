@@ -19,6 +19,7 @@ from pipeline.recipe import Augment
 
 # Raised whenever the bytes of a view change: tables of teacher outputs by view are keyed on it.
 AUGMENT_VERSION = 1
+TURNS = 8  # flips and rotations of a square
 GRAY_WEIGHTS = (19595, 38470, 7471)  # ITU-R 601-2 luma in 1/65536, as Pillow's convert("L")
 
 
@@ -28,20 +29,29 @@ def views(images: torch.Tensor, sample_ids: Any, epoch: int, spec: Augment) -> t
     images: uint8 (B, H, W, C), on any device. sample_ids: (B,) integers (numpy or torch, on the CPU), the samples'
     places in their source. Returns uint8 (B, C, H, W) in channels-last memory, on the device of `images`.
 
-    Order: pad-crop and flip, brightness, contrast, saturation, cutout (DeVries and Taylor, arXiv 1708.04552; the square
+    Order: pad-crop, flip and turn, brightness, contrast, saturation, cutout (DeVries and Taylor, arXiv 1708.04552; the square
     is centred on any pixel, so it may be cut by the border, and takes the view's own mean). Raises UserError when the
     padding does not fit the image.
     """
     assert images.ndim == 4 and images.dtype == torch.uint8, f"{images.dtype} {tuple(images.shape)}"
     ids = np.asarray(sample_ids, dtype=np.int64)
     assert ids.shape == images.shape[:1], f"{len(ids)} sample ids for {len(images)} images"
-    if spec.pad_crop or spec.flip:
-        images = _crop_and_flip(images, view_index(ids, epoch, spec), spec)
+    images = _placed(images, view_index(ids, epoch, spec), spec)
     if spec.brightness or spec.contrast or (spec.saturation and images.shape[3] == 3):
         images = _jitter(images, ids, epoch, spec)
     if spec.cutout:
         images = _cutout(images, ids, epoch, spec)
     return images.permute(0, 3, 1, 2)
+
+
+def target_views(targets: torch.Tensor, sample_ids: Any, epoch: int, spec: Augment) -> torch.Tensor:
+    """Target pictures mirrored and turned as `views` does it with the images that they belong to.
+
+    targets: uint8 (B, H, W, C), H and W a multiple of the images'. Returns uint8 (B, C, H, W). Colours stay: a change
+    of them is the image's alone. pad_crop must be off: it would need the target's own border.
+    """
+    assert not spec.pad_crop and not spec.cutout, f"{spec} has no target"
+    return _placed(targets, view_index(sample_ids, epoch, spec), spec).permute(0, 3, 1, 2)
 
 
 def view_count(spec: Augment) -> int | None:
@@ -51,14 +61,15 @@ def view_count(spec: Augment) -> int | None:
     """
     if spec.brightness or spec.contrast or spec.saturation or spec.cutout or mixes(spec):
         return None
-    return (2 * spec.pad_crop + 1) ** 2 * (1 + spec.flip)
+    return (2 * spec.pad_crop + 1) ** 2 * (1 + spec.flip) * (TURNS if spec.dihedral else 1)
 
 
 def view_index(sample_ids: Any, epoch: int, spec: Augment) -> np.ndarray:
     """Which crop and mirror `views` gives these samples in this epoch: int64 (B,), below `view_count` if there is one.
 
     The number is (row * (2 * pad_crop + 1) + column) * 2 + mirrored, without the last factor when `flip` is off; row
-    and column count from the top left of the padded image.
+    and column count from the top left of the padded image. With `dihedral` that is multiplied by 8, and the number of
+    the turn added: 1 mirrors left-right, 2 upside down, 4 swaps rows and columns before.
     """
     ids = np.asarray(sample_ids, dtype=np.int64)
     index = np.zeros(len(ids), dtype=np.int64)
@@ -68,6 +79,8 @@ def view_index(sample_ids: Any, epoch: int, spec: Augment) -> np.ndarray:
         index += draws.below(steps, spec.seed, epoch, ids, draws.CROP_COLUMN)
     if spec.flip:
         index = index * 2 + (draws.uniform(spec.seed, epoch, ids, draws.FLIP) < 0.5)
+    if spec.dihedral:
+        index = index * TURNS + draws.below(TURNS, spec.seed, epoch, ids, draws.TURN)
     return index
 
 
@@ -83,9 +96,28 @@ def view_at(images: torch.Tensor, index: Any, spec: Augment) -> torch.Tensor:
     numbers = np.asarray(index, dtype=np.int64)
     assert numbers.shape == images.shape[:1], f"{len(numbers)} view numbers for {len(images)} images"
     assert not len(numbers) or 0 <= numbers.min() <= numbers.max() < count, f"{numbers.min()} to {numbers.max()}"
+    return _placed(images, numbers, spec).permute(0, 3, 1, 2)
+
+
+def _placed(images: torch.Tensor, index: np.ndarray, spec: Augment) -> torch.Tensor:
+    """uint8 (B, H, W, C) cropped, mirrored and turned; index: int64 (B,), as `view_index` numbers the views."""
+    turns = None
+    if spec.dihedral:
+        index, turns = np.divmod(index, TURNS)
     if spec.pad_crop or spec.flip:
-        images = _crop_and_flip(images, numbers, spec)
-    return images.permute(0, 3, 1, 2)
+        images = _crop_and_flip(images, index, spec)
+    return images if turns is None else _turned(images, turns)
+
+
+def _turned(images: torch.Tensor, turns: np.ndarray) -> torch.Tensor:
+    """One of the eight flips and rotations of each square image (B, S, S, C); turns: int64 (B,) in 0..7."""
+    height, width = images.shape[1:3]
+    if height != width:
+        raise UserError(f"augment.dihedral turns square images only, and these are {height}x{width}; take flip")
+    for bit, change in ((4, lambda x: x.transpose(1, 2)), (1, lambda x: x.flip(2)), (2, lambda x: x.flip(1))):
+        chosen = torch.from_numpy(turns & bit > 0).to(images.device)[:, None, None, None]
+        images = torch.where(chosen, change(images), images)
+    return images
 
 
 def _crop_and_flip(images: torch.Tensor, index: np.ndarray, spec: Augment) -> torch.Tensor:

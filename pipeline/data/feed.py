@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipeline.data.augment import views
+from pipeline.data.augment import target_views, views
 from pipeline.data.loader import batches
 from pipeline.data.mixing import mix, mixes, partners, soft_labels
 from pipeline.data.source import Images
@@ -31,12 +31,15 @@ def view_batches(
 
     pool: int64 (N,), the sorted training samples, from which partners for mixing are drawn; the whole of it, also where
     `order` is one process's share. Yields (view, target), tensors on `device` (the CPU): the target is int64 (B,), -1
-    for an image without a label, or, with mixing, the labels by their shares: float32 (B, num_classes). With mixing
-    every image is loaded twice an epoch, once as a partner. Raises UserError as `batches` and `views` do.
+    for an image without a label, or, with mixing, the labels by their shares: float32 (B, num_classes); where the
+    images have target pictures, these in the same view, float32 (B, C', H', W') in [0, 1]. With mixing every image is
+    loaded twice an epoch, once as a partner. Raises UserError as `batches` and `views` do.
     """
     order = np.asarray(order, dtype=np.int64)
     if not mixes(spec):
         for ids, raw, target in batches(images, order, batch_size, workers=workers, device=device):
+            if target.ndim > 1:
+                target = target_views(target, ids, epoch, spec).to(torch.float32).div_(255)
             yield View(images=views(raw, ids, epoch, spec), sample_ids=ids, epoch=epoch), target
         return
     # Each batch is loaded and augmented together with its partners, by the same workers.

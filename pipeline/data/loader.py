@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.data import draws
-from pipeline.data.source import Images, InMemory
+from pipeline.data.source import Images, InMemory, load_both
 from pipeline.errors import UserError
 
 PREFETCH = 4
@@ -53,7 +53,8 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Batches of `order` (N,) int64, in that order; the last one may be smaller.
 
-    Yields (indices int64 (B,) numpy, images uint8 (B, H, W, C), labels int64 (B,)), tensors on `device` (the CPU).
+    Yields (indices int64 (B,) numpy, images uint8 (B, H, W, C), labels int64 (B,), or target pictures uint8
+    (B, H', W', C') where the images have some), tensors on `device` (the CPU).
     Images in memory are copied to a GPU once and gathered there. Streamed ones are decoded `PREFETCH` batches ahead by
     `workers` processes. What is yielded depends neither on `workers` nor on `device`.
     Raises UserError naming the file when an image can no longer be read, and when a worker is killed.
@@ -68,10 +69,10 @@ def batches(
             yield indices, pixels.index_select(0, places), targets.index_select(0, places)
         return
     processes = min(workers, usable_cores(), len(parts)) if images.streamed else 0
-    loaded = _from_workers(images, parts, processes) if processes else map(images.load, parts)
-    labels = images.labels
-    for indices, array in zip(parts, loaded, strict=True):
-        pixels, targets = torch.from_numpy(array), torch.from_numpy(labels[indices])
+    both = functools.partial(load_both, images)
+    loaded = _from_workers(images, parts, processes) if processes else map(both, parts)
+    for indices, (array, target) in zip(parts, loaded, strict=True):
+        pixels, targets = torch.from_numpy(array), torch.from_numpy(target)
         yield indices, pixels.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
 
@@ -117,9 +118,9 @@ class _Decoding(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> np.ndarray | UserError:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray] | UserError:
         try:
-            return self.images.load(self.parts[index])
+            return load_both(self.images, self.parts[index])
         except UserError as error:
             return error
 
@@ -128,7 +129,9 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _from_workers(images: Images, parts: list[np.ndarray], processes: int) -> Iterator[np.ndarray]:
+def _from_workers(
+    images: Images, parts: list[np.ndarray], processes: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     loader = torch.utils.data.DataLoader(
         _Decoding(images, parts),
         batch_size=None,

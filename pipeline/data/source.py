@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +37,12 @@ class Images(Protocol):
         ...
 
 
+def load_both(images: Images, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Samples uint8 (B, H, W, C) with their targets: labels int64 (B,), or pictures uint8 (B, s*H, s*W, C')."""
+    both: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = getattr(images, "both", None)
+    return both(indices) if both is not None else (images.load(indices), images.labels[indices])
+
+
 class InMemory:
     """Images kept as one uint8 array (N, H, W, C), with labels int64 (N,)."""
 
@@ -62,9 +68,11 @@ class InMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An opened data set. The test split is read by evaluation alone; validation is carved from train.
+    """An opened data set. The test split is read by evaluation alone; validation is carved from train, unless the
+    source brings it (`validation`), as those whose targets are pictures do (`pipeline.data.pictures`).
 
     fingerprint: sha256 of the content (pixels and labels; for folders, paths and file bytes), 64 hex digits.
+    mean, std: what images are normalised with, one value a channel on the scale 0 to 1; None: as training images have.
     """
 
     name: str
@@ -72,6 +80,14 @@ class Source:
     train: Images
     test: Images
     fingerprint: str
+    validation: Images | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def target_shape(self) -> tuple[int, int, int] | None:
+        """(s*H, s*W, C') of a training target that is a picture; None where it is a label."""
+        return getattr(self.train, "target_shape", None)
 
 
 def array_source(

@@ -20,7 +20,8 @@ SMALLEST_STD = 1 / 255  # one gray level, for a channel that never changes
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Sorted int64 index arrays. `train` and `validation` index `source.train`, `test` indexes `source.test`."""
+    """Sorted int64 index arrays. `train` indexes `source.train`, `test` `source.test`; `validation` the source's own
+    validation images where it brings some, else `source.train` too."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -30,8 +31,12 @@ class Splits:
 def make_splits(source: Source, *, validation: float, seed: int) -> Splits:
     """Carve the share `validation` out of train, class by class; a pure function of the labels, share and seed.
 
-    Raises UserError when no class has an image to spare.
+    A source that brings a validation split keeps it. Raises UserError when no class has an image to spare.
     """
+    if source.validation is not None:
+        sizes = (len(source.train), len(source.validation), len(source.test))
+        train, own, test = (np.arange(size, dtype=np.int64) for size in sizes)
+        return Splits(train=train, validation=own, test=test)
     kept, taken = stratified(source.train.labels, validation, seed=seed, stream=draws.VALIDATION)
     if not len(taken):
         raise UserError(
@@ -65,17 +70,18 @@ def calibration_indices(
 ) -> np.ndarray:
     """`n` training samples for calibration, int64 (n,), classes in turn, so that any first part is balanced too.
 
-    An image whose hash is in `exclude` (the gate set's), or that was drawn already, is passed over. Raises UserError
-    when fewer than `n` remain.
+    An image whose origin's hash is in `exclude` (the gate set's), or that was drawn already, is passed over. Raises
+    UserError when fewer than `n` remain.
     """
-    forbidden = set(exclude)
+    forbidden, drawn = set(exclude), set[bytes]()
     chosen: list[int] = []
     candidates = _classes_in_turn(draws.shuffled(splits.train, seed, 0, draws.CALIBRATION), labels)
     for start in range(0, len(candidates), CHUNK):
         part = candidates[start : start + CHUNK]
-        for index, digest in zip(part, image_hashes(images, part), strict=True):
-            if digest not in forbidden:
-                forbidden.add(digest)
+        hashes = zip(part, image_hashes(images, part), origin_hashes(images, part), strict=True)
+        for index, digest, origin in hashes:
+            if origin not in forbidden and digest not in drawn:
+                drawn.add(digest)
                 chosen.append(int(index))
                 if len(chosen) == n:
                     return np.array(chosen, dtype=np.int64)
@@ -107,6 +113,12 @@ def image_hashes(images: Images, indices: np.ndarray | None = None) -> list[byte
     if known is not None:  # streamed images were hashed while they were checked
         return known(indices)
     return [pixel_hash(image) for chunk in _chunks(images, indices) for image in chunk]
+
+
+def origin_hashes(images: Images, indices: np.ndarray) -> list[bytes]:
+    """As `image_hashes`, of the whole image that each sample is or is cut from: two patches of one picture are kin."""
+    known: Callable[[np.ndarray], list[bytes]] | None = getattr(images, "origins", None)
+    return known(indices) if known is not None else image_hashes(images, indices)
 
 
 def pixel_hash(image: np.ndarray) -> bytes:

@@ -74,23 +74,23 @@ class Objective(nn.Module):
             label = f"{term.loss}-{index}" if sum(other.loss == term.loss for other in active) > 1 else term.loss
             student, teacher = paths_of(term.student), paths_of(term.teacher)
             function = resolve(LOSSES, term.loss, what="losses")
-            if term.loss in TAPS:
-                of_student = [(student_shapes or {})[path] for path in student]
-                of_teacher = [(teacher_shapes or {})[path] for path in teacher]
-                if term.loss in MODULES:
-                    function = function(
-                        student_shapes=of_student,
-                        teacher_shapes=of_teacher,
-                        samples=samples,
-                        num_classes=num_classes,
-                        **term.options,
-                    )
-                    self.own[label] = function
-                elif term.loss in MATCHED:
-                    self.adapters[label] = nn.ModuleList(
-                        make_adapter(*pair, allowed=term.adapter == "auto", where=f"distill.losses: loss {label!r}")
-                        for pair in zip(of_student, of_teacher, strict=True)
-                    )
+            tapped_here = term.loss in TAPS
+            of_student = [(student_shapes or {})[path] for path in student if tapped_here]
+            of_teacher = [(teacher_shapes or {})[path] for path in teacher if tapped_here]
+            if term.loss in MODULES:
+                function = function(
+                    student_shapes=of_student,
+                    teacher_shapes=of_teacher,
+                    samples=samples,
+                    num_classes=num_classes,
+                    **term.options,
+                )
+                self.own[label] = function
+            elif term.loss in MATCHED:
+                self.adapters[label] = nn.ModuleList(
+                    make_adapter(*pair, allowed=term.adapter == "auto", where=f"distill.losses: loss {label!r}")
+                    for pair in zip(of_student, of_teacher, strict=True)
+                )
             asked = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
             self.terms.append(
                 Term(

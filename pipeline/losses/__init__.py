@@ -18,26 +18,29 @@ class Loss:
     where: "module:name" of a function, or of an nn.Module class with parameters of its own (`module`), whose
         constructor takes, by keyword, student_shapes and teacher_shapes (lists of shapes without the batch), samples
         (size of the training set), num_classes and its options.
-    options: the recipe's keywords with their defaults.
+    options: the recipe's keywords with their defaults. A default "" stands for a file, which has to be named.
     taps: what it takes from inside the networks: "map" (one NCHW map or a (B, D) tensor), "maps" (a list of NCHW maps),
         "embedding" (B, D; a map is average-pooled), or "" for logits alone.
     taught: it looks at the teacher. matched: student features must have the teacher's shapes, so an adapter may be
         made. labels: it needs one true class an image, neither mixed labels nor unlabelled images. relation: its value
         depends on the batch as a whole, so training on several ranks gathers its tensors first.
+    answers: what the networks give: "classes" (logits (B, classes), the target is a label), "pictures" (B, C, H, W, the
+        target too), or "both" for a loss that looks at features alone.
     """
 
     where: str
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float | str] = field(default_factory=dict)
     taps: Literal["", "map", "maps", "embedding"] = ""
     taught: bool = True
     matched: bool = False
     labels: bool = False
     relation: bool = False
     module: bool = False
+    answers: Literal["classes", "pictures", "both"] = "classes"
 
 
 ROWS: dict[str, Loss] = {
-    "attention_transfer": Loss(where="pipeline.losses.attention_transfer:attention_transfer", taps="maps"),
+    "attention_transfer": Loss(where="pipeline.losses.attention_transfer:attention_transfer", taps="maps", answers="both"),
     "crd": Loss(
         where="pipeline.losses.crd:CRD",
         options={"dimensions": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
@@ -54,21 +57,30 @@ ROWS: dict[str, Loss] = {
     ),
     "dkd": Loss(where="pipeline.losses.dkd:dkd", options={"alpha": 1.0, "beta": 8.0, "temperature": 4.0}, labels=True),
     "hierarchical_context": Loss(
-        where="pipeline.losses.hierarchical_context:hierarchical_context", taps="maps", matched=True
+        where="pipeline.losses.hierarchical_context:hierarchical_context", taps="maps", matched=True, answers="both"
     ),
-    "hint": Loss(where="pipeline.losses.hint:hint", taps="map", matched=True),
+    "hint": Loss(where="pipeline.losses.hint:hint", taps="map", matched=True, answers="both"),
     "kd": Loss(where="pipeline.losses.kd:kd", options={"temperature": 4.0}),
     "kd_standardized": Loss(where="pipeline.losses.kd_standardized:kd_standardized", options={"temperature": 2.0}),
-    "pkt": Loss(where="pipeline.losses.pkt:pkt", taps="embedding", relation=True),
-    "review_kd": Loss(where="pipeline.losses.review_kd:ReviewKD", taps="maps", module=True),
+    "l1": Loss(where="pipeline.losses.l1:l1", taught=False, answers="pictures"),
+    "output_l1": Loss(where="pipeline.losses.output_l1:output_l1", answers="pictures"),
+    "perceptual": Loss(
+        where="pipeline.losses.perceptual:perceptual",
+        options={"weights": "", "layer": 34},
+        taught=False,
+        answers="pictures",
+    ),
+    "pkt": Loss(where="pipeline.losses.pkt:pkt", taps="embedding", relation=True, answers="both"),
+    "review_kd": Loss(where="pipeline.losses.review_kd:ReviewKD", taps="maps", module=True, answers="both"),
     "rkd": Loss(
         where="pipeline.losses.rkd:rkd",
         options={"distance_weight": 25.0, "angle_weight": 50.0},
         taps="embedding",
         relation=True,
+        answers="both",
     ),
     "similarity_preserving": Loss(
-        where="pipeline.losses.similarity_preserving:similarity_preserving", taps="map", relation=True
+        where="pipeline.losses.similarity_preserving:similarity_preserving", taps="map", relation=True, answers="both"
     ),
 }
 
@@ -79,6 +91,7 @@ NEEDS_TEACHER = frozenset(name for name, row in ROWS.items() if row.taught)
 NEEDS_LABELS = frozenset(name for name, row in ROWS.items() if row.labels)
 RELATION = frozenset(name for name, row in ROWS.items() if row.relation)
 MATCHED = frozenset(name for name, row in ROWS.items() if row.matched)
+ANSWERS = {name: row.answers for name, row in ROWS.items()}
 MODULES = frozenset(name for name, row in ROWS.items() if row.module)
 
 Range = tuple[Callable[[Any], bool], str]
@@ -92,6 +105,7 @@ RANGES: dict[str, Range] = {
     "dimensions": AT_LEAST_ONE,
     "distance_weight": NOT_NEGATIVE,
     "gamma": NOT_NEGATIVE,
+    "layer": (lambda value: 0 <= value <= 35, "must be from 0 to 35"),
     "label_smoothing": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
     "momentum": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
     "negatives": AT_LEAST_ONE,
@@ -105,13 +119,25 @@ def check_term(name: str, options: dict[str, Any]) -> None:
 
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}{nearest(name, list(LOSSES))}")
+    for key, default in OPTIONS[name].items():
+        if default == "" and not options.get(key):
+            raise ValueError(f"loss {name!r}: {key} is missing; write {key} = 'FILE', a .safetensors, .pt or .pth file")
     for key, value in options.items():
         if key not in OPTIONS[name]:
             known = nearest(key, list(OPTIONS[name])) if OPTIONS[name] else "; it has none"
             raise ValueError(f"loss {name!r} has no option {key!r}{known}")
+        if OPTIONS[name][key] == "":
+            if not isinstance(value, str):
+                raise ValueError(f"loss {name!r}: {key} = {value!r}; expected the name of a file")
+            continue
         whole = isinstance(OPTIONS[name][key], int)
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise ValueError(f"loss {name!r}: {key} = {value!r}; expected a {'whole ' if whole else ''}number")
         inside, must = RANGES[key]
         if not inside(value):
             raise ValueError(f"loss {name!r}: {key} = {value:g} {must}")
+
+
+def files(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files that a term reads: what it learns depends on their content."""
+    return tuple(str(options[key]) for key, default in OPTIONS.get(name, {}).items() if default == "" and key in options)

@@ -8,6 +8,9 @@ from pipeline.losses.hierarchical_context import hierarchical_context
 from pipeline.losses.hint import hint
 from pipeline.losses.kd import kd
 from pipeline.losses.kd_standardized import kd_standardized
+from pipeline.losses.l1 import l1
+from pipeline.losses.output_l1 import output_l1
+from pipeline.losses.perceptual import perceptual
 from pipeline.losses.pkt import pkt
 from pipeline.losses.rkd import rkd
 from pipeline.losses.similarity_preserving import similarity_preserving
@@ -21,6 +24,9 @@ __all__ = [
     "hint",
     "kd",
     "kd_standardized",
+    "l1",
+    "output_l1",
+    "perceptual",
     "pkt",
     "rkd",
     "similarity_preserving",

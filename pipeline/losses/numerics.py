@@ -67,3 +67,12 @@ def same_number(loss: str, student: Sequence[Any], teacher: Sequence[Any]) -> No
             f"{loss}: {len(student)} student features and {len(teacher)} teacher features; "
             "expected as many of both, and at least one"
         )
+
+
+def same_pictures(loss: str, student: torch.Tensor, other: torch.Tensor, what: str) -> None:
+    """Refuse what broadcasting would accept, labels among them: ValueError in one line."""
+    if student.shape != other.shape or not other.is_floating_point():
+        raise ValueError(
+            f"{loss}: student output {tuple(student.shape)}, {what} {tuple(other.shape)} of {other.dtype}; "
+            "expected pictures of equal shape"
+        )

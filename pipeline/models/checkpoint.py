@@ -24,7 +24,8 @@ LARGEST_HEADER = 100_000_000  # as in the safetensors library
 class ModelMeta:
     """model: the name given to `models.build`. input_size: (C, H, W). mean, std: one a channel, on the scale 0 to 1.
 
-    made_by: tool versions or whatever else is worth keeping; it is part of the file's bytes.
+    made_by: tool versions or whatever else is worth keeping; it is part of the file's bytes. output_shape: (C', H', W') of
+    the picture that answers an input, with num_classes = C' and no class names; () for a classifier.
     """
 
     model: str
@@ -34,10 +35,12 @@ class ModelMeta:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     made_by: Mapping[str, str] = field(default_factory=dict)
+    output_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         channels = self.input_size[0]
-        assert len(self.class_names) == self.num_classes, f"{len(self.class_names)} names, {self.num_classes} classes"
+        names = 0 if self.output_shape else self.num_classes
+        assert len(self.class_names) == names, f"{len(self.class_names)} names, {self.num_classes} classes"
         assert len(self.input_size) == 3, self.input_size
         assert len(self.mean) == len(self.std) == channels, f"{self.mean} {self.std} for {channels} channels"
 
@@ -55,7 +58,10 @@ def save_checkpoint(path: Path | str, module: nn.Module, meta: ModelMeta) -> Non
         for name, tensor in module.state_dict().items()
     }
     # One key: safetensors writes several in an order that differs from process to process.
-    header = json.dumps({"version": VERSION} | asdict(meta) | {"made_by": dict(meta.made_by)}, sort_keys=True)
+    described = {"version": VERSION} | asdict(meta) | {"made_by": dict(meta.made_by)}
+    if not meta.output_shape:  # so that a classifier's file has the bytes that it had before there were others
+        del described["output_shape"]
+    header = json.dumps(described, sort_keys=True)
     write_bytes(path, save(state, metadata={KEY: header}))
 
 
@@ -90,7 +96,7 @@ def read_meta(path: Path | str) -> ModelMeta:
         if values.pop("version") != VERSION:
             raise UserError(f"checkpoint: {path}: written by another version of edgestill; build it again")
         channels, height, width = (int(side) for side in values.pop("input_size"))
-        values |= {key: tuple(values[key]) for key in ("class_names", "mean", "std")}
+        values |= {key: tuple(values.get(key, ())) for key in ("class_names", "mean", "std", "output_shape")}
         return ModelMeta(**values, input_size=(channels, height, width))
     except (KeyError, TypeError, AttributeError, AssertionError, json.JSONDecodeError) as error:
         raise UserError(f"checkpoint: {path}: its description is damaged ({error}); build it again") from error

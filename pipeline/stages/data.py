@@ -58,11 +58,18 @@ def run(recipe: Recipe, context: Context) -> None:
 
     The last one, of the unlabelled images that are in no held-out split, only where the recipe names a folder of them.
     """
-    from pipeline.data.split import calibration_indices, channel_stats, duplicates, image_hashes, make_splits
+    from pipeline.data.split import (
+        calibration_indices,
+        channel_stats,
+        duplicates,
+        image_hashes,
+        make_splits,
+        origin_hashes,
+    )
 
     source = opened(recipe.data)
     splits = make_splits(source, validation=recipe.data.validation, seed=recipe.seed)
-    gate_hashes = image_hashes(source.test, splits.test)
+    gate_hashes = origin_hashes(source.test, splits.test)
     calibration = np.zeros(0, dtype=np.int64)
     if recipe.quantize:
         calibration = calibration_indices(
@@ -74,7 +81,10 @@ def run(recipe: Recipe, context: Context) -> None:
             exclude=gate_hashes,
         )
     calibration_hashes = image_hashes(source.train, calibration)
-    mean, std = channel_stats(source.train, splits.train)
+    trained_on = origin_hashes(source.train, splits.train)
+    if source.target_shape:  # patches of one image are one image
+        trained_on = list(dict.fromkeys(trained_on))
+    mean, std = (source.mean, source.std) if source.mean and source.std else channel_stats(source.train, splits.train)
     height, width, channels = source.train.shape
     facts = {
         "name": source.name,
@@ -84,13 +94,15 @@ def run(recipe: Recipe, context: Context) -> None:
         "image_shape": [height, width, channels],
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
-        "duplicates": {"train_in_test": duplicates(image_hashes(source.train, splits.train), gate_hashes)},
+        "duplicates": {"train_in_test": duplicates(trained_on, gate_hashes)},
         "calibration": {
             "n": len(calibration),
             "sha256": hashlib.sha256(b"".join(calibration_hashes)).hexdigest(),
-            "disjoint": not set(calibration_hashes) & set(gate_hashes),
+            "disjoint": not set(origin_hashes(source.train, calibration)) & set(gate_hashes),
         },
     }
+    if source.target_shape:
+        facts["target_shape"] = list(source.target_shape)
     arrays = {
         "train": splits.train,
         "validation": splits.validation,
@@ -115,8 +127,11 @@ def run(recipe: Recipe, context: Context) -> None:
     write_json(context.folder / "data.json", facts)
     sizes = facts["sizes"]
     shared = facts["duplicates"]["train_in_test"]
+    answer = f"{len(source.class_names)} classes, "
+    if source.target_shape:
+        answer = f"pictures of {'x'.join(map(str, source.target_shape))} for patches of "
     context.say(
-        f"data: {source.name}, {len(source.class_names)} classes, {height}x{width}x{channels}; "
+        f"data: {source.name}, {answer}{height}x{width}x{channels}; "
         f"{sizes['train']:,} train, {sizes['validation']:,} validation, {sizes['test']:,} test"
         + (f"; {shared} training images stand in the test split too" if shared else "")
         + said
@@ -151,8 +166,8 @@ def _opened_unlabelled(data: str, shape: tuple[int, int, int], _: str) -> Unlabe
 class Prepared:
     """The data stage's result, with the source open: index arrays are int64, mean and std a channel on 0 to 1.
 
-    `train`, `validation` and `calibration` index `source.train`; `test` indexes `source.test`; `distillation_train`
-    indexes `distillation_images`, in which the places of `source.train` are the same.
+    `train` and `calibration` index `source.train`; `validation` indexes `validation_images`; `test` `source.test`;
+    `distillation_train` indexes `distillation_images`, in which the places of `source.train` are the same.
     """
 
     source: Source
@@ -176,6 +191,11 @@ class Prepared:
         if folder.fingerprint != self.facts["unlabelled"]["fingerprint"]:
             raise UserError("data.unlabelled: its images changed while this run was going on; run it again")
         return folder.images
+
+    @property
+    def validation_images(self) -> Images:
+        """The source's own, where it brings some; else the training images, of which `validation` are left out."""
+        return self.source.train if self.source.validation is None else self.source.validation
 
     @functools.cached_property
     def distillation_images(self) -> Images:
@@ -205,6 +225,14 @@ class Prepared:
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.facts["class_names"])
+
+    @property
+    def answer_shape(self) -> tuple[int, ...]:
+        """Of a network's answer to one input: (classes,), or (C', s*H, s*W) where targets are pictures."""
+        if "target_shape" not in self.facts:
+            return (len(self.class_names),)
+        height, width, channels = self.facts["target_shape"]
+        return channels, height, width
 
     @property
     def input_size(self) -> tuple[int, int, int]:

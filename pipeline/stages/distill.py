@@ -20,16 +20,19 @@ from pipeline.stages.lesson import (
     STUDENT,
     STUDENT_WEIGHTS,
     Lesson,
+    alone,
     checkpoint,
     learner_of,
     lessons,
     live_teacher,
     rehearse,
     seed_for,
+    stated,
     student_of,
     tutors,
 )
 from pipeline.stages.network import save_network
+from pipeline.tasks import task_of
 
 if TYPE_CHECKING:
     from pipeline.distillers.learner import Learner
@@ -70,7 +73,7 @@ def stage_name(role: str, repeat: int) -> str:
 
 
 def stage(recipe: Recipe, lesson: Lesson, role: str, repeat: int) -> Stage:
-    """A control depends on neither teacher nor losses: another teacher leaves it fresh."""
+    """A control depends neither on the teacher nor on losses that ask one: another teacher leaves it fresh."""
     control = role == CONTROL
     seed = recipe.seed + repeat if role in (NAME, CONTROL) else seed_for(role, recipe.seed)
     needs = [DATA]
@@ -85,6 +88,8 @@ def stage(recipe: Recipe, lesson: Lesson, role: str, repeat: int) -> Stage:
         ),
         "seed": seed,
     }
+    if control:
+        config |= stated(alone(lesson.task, lesson.distill))
     if not control and len(lesson.weights) > 1:
         config["teacher.weights"] = lesson.weights
     own = "" if lesson.student.weights == FROM_TEACHER else lesson.student.weights
@@ -141,13 +146,16 @@ def train_data(recipe: Recipe, data: Prepared, *, taught: bool) -> TrainData:
     """Images without labels are for those who are taught."""
     from pipeline.train import TrainData
 
+    task = task_of(recipe.task)
     return TrainData(
         images=data.distillation_images if taught else data.source.train,
         train=data.distillation_train if taught else data.train,
         validation=data.validation,
-        validation_images=data.source.train,
-        num_classes=len(data.class_names),
+        validation_images=data.validation_images,
+        num_classes=data.answer_shape[0],
         workers=recipe.data.workers,
+        score=task.score,
+        show=task.show,
     )
 
 

@@ -13,17 +13,18 @@ import numpy as np
 from pipeline.atomic import write_bytes, write_json
 from pipeline.evaluate import evaluate
 from pipeline.recipe import Recipe
-from pipeline.registry import resolve
 from pipeline.stage import Context, Stage
 from pipeline.stages import distill, export, quantize, teacher
 from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import prepared
 from pipeline.stages.subjects import TORCH, Judged, judged, opened, runtimes
-from pipeline.tasks import TASKS
+from pipeline.tasks import task_of
 
 NAME = "evaluate"
 INDEX = "evaluate.json"
+PICTURES = "pictures.json"
 BASELINES = ("teacher", "control", "student")
+MOST_PICTURED = 2  # int8 forms
 
 
 def needs(recipe: Recipe) -> tuple[str, ...]:
@@ -60,10 +61,10 @@ def runtime_stamp(recipe: Recipe) -> dict[str, str]:
 
 
 def run(recipe: Recipe, repeats: tuple[str, ...], context: Context) -> None:
-    """Write evaluate.json (summaries and paired counts) and outcomes-NAME.npz (per sample, both splits)."""
-
+    """Write evaluate.json (summaries and comparisons), outcomes-NAME.npz (per sample, both splits) and pictures.json
+    (what the task shows of a few test images; without any there is no such file)."""
     data = prepared(recipe, context.inputs[DATA])
-    task = resolve(TASKS, recipe.task, what="task")
+    task = task_of(recipe.task)
     subjects = judged(recipe, context.inputs) + [
         Judged(
             name=name,
@@ -79,11 +80,16 @@ def run(recipe: Recipe, repeats: tuple[str, ...], context: Context) -> None:
     outcomes: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     with opened(subjects, recipe, threads=recipe.profile.threads) as runners:
         for split, images, indices in (
-            ("validation", data.source.train, data.validation),
+            ("validation", data.validation_images, data.validation),
             ("test", data.source.test, data.test),
         ):
             context.say(f"evaluate: {len(subjects)} subjects on {len(indices):,} {split} images")
             outcomes[split] = evaluate(runners, images, indices, task)
+        shown = {subject.name: runners[subject.name] for subject in pictured(subjects)}
+        picks = telling(outcomes["test"], task, *list(shown)[:: max(1, len(shown) - 1)])
+        pictures = task.figures(shown, data.source.test, [(int(data.test[place]), why) for place, why in picks])
+    if pictures:
+        write_json(context.folder / PICTURES, pictures)
     index: dict[str, Any] = {"subjects": {}, "comparisons": []}
     for subject in subjects:
         index["subjects"][subject.name] = {
@@ -93,11 +99,32 @@ def run(recipe: Recipe, repeats: tuple[str, ...], context: Context) -> None:
             if against == subject.name or against not in outcomes["test"] or subject.role == "repeat":
                 continue
             for split, rows in outcomes.items():
-                counts = task.pair(rows[subject.name], rows[against])
-                index["comparisons"].append(
-                    {"kind": "accuracy", "subject": subject.name, "against": against, "split": split, **counts}
-                )
+                for row in task.comparisons(rows[subject.name], rows[against]):
+                    index["comparisons"].append(
+                        {"kind": row["kind"], "subject": subject.name, "against": against, "split": split, **row}
+                    )
     write_json(context.folder / INDEX, index)
+
+
+def pictured(subjects: list[Judged]) -> list[Judged]:
+    """Whose answers are worth a picture: the teacher, the student, and each int8 form once (else the last form)."""
+    found = [subject for subject in subjects if subject.name in ("teacher", "student")]
+    artifacts = {subject.path: subject for subject in reversed(subjects) if subject.role == "artifact"}
+    int8 = [subject for subject in artifacts.values() if subject.precision == "int8"][::-1]
+    return [*found, *(int8[:MOST_PICTURED] or list(artifacts.values())[:1])]
+
+
+def telling(
+    outcomes: dict[str, dict[str, np.ndarray]], task: Any, first: str = "", last: str = ""
+) -> list[tuple[int, str]]:
+    """(place, why) of up to three test images: where `last` loses most against `first`, where it does as usual, and
+    where it wins most, by the task's own metric."""
+    if not last or first == last:
+        return []
+    values = [np.asarray(outcomes[name][task.metric], np.float64) for name in (last, first)]
+    order = np.argsort(values[0] - values[1], kind="stable")
+    places = {int(order[0]): f"{last} loses most against {first}", int(order[len(order) // 2]): "as usual"}
+    return list((places | {int(order[-1]): f"{last} does best against {first}"}).items())
 
 
 def write_outcomes(folder: Path, name: str, outcomes: dict[str, dict[str, dict[str, np.ndarray]]]) -> str:

@@ -15,6 +15,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages import distill, teacher
 from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import Prepared, prepared
+from pipeline.tasks import task_of
 
 if TYPE_CHECKING:
     from exporters.artifact import Preprocessing
@@ -72,7 +73,7 @@ def export_checkpoint(recipe: Recipe, data: Prepared, weights: Path, path: Path)
 
     module, meta = load_checkpoint(weights)
     form = recipe.export[0]
-    metadata = preprocessing_of(meta).to_metadata() | {
+    metadata = preprocessing_of(meta).to_metadata() | task_of(recipe.task).metadata(meta) | {
         "model": meta.model,
         "recipe": recipe.name,
         "data": data.facts["fingerprint"],
@@ -120,7 +121,7 @@ def parity_feeds(data: Prepared, path: Path, batch: int) -> list[np.ndarray]:
     from exporters.artifact import Preprocessing
 
     chosen = np.resize(data.validation, max(batch, min(PARITY_SAMPLES, len(data.validation)) // batch * batch))
-    inputs = Preprocessing.of_file(path).apply(data.source.train.load(chosen))
+    inputs = Preprocessing.of_file(path).apply(data.validation_images.load(chosen))
     return [inputs[start : start + batch] for start in range(0, len(inputs), batch)]
 
 
@@ -147,7 +148,5 @@ def compare_files(reference: Path, candidate: Path, data: Prepared, batch: int, 
 
 def said(parity: dict[str, Any]) -> str:
     noise = "equal" if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.0f} dB"
-    return (
-        f"against {parity['against']} on {parity['n']} samples: max difference {parity['max_abs']:.2g}, {noise}, "
-        f"{parity['top1_flips']} flips"
-    )
+    flips = "" if parity["top1_flips"] is None else f", {parity['top1_flips']} flips"
+    return f"against {parity['against']} on {parity['n']} samples: max difference {parity['max_abs']:.2g}, {noise}{flips}"

@@ -17,6 +17,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages import distill, evaluate, profile, teacher
 from pipeline.stages.data import NAME as DATA
 from pipeline.stages.subjects import TORCH, Judged, judged
+from pipeline.tasks import task_of
 
 NAME = "gate"
 REPORT = "report.json"
@@ -61,6 +62,7 @@ def build(recipe: Recipe, command: str, inputs: Mapping[str, Path]) -> dict[str,
         "recipe": recipe.model_dump(mode="json", exclude={"smoke"}),
         "environment": manifests[profile.NAME]["environment"] | {"machine": measured["machine"]},
         "data": data,
+        "task": described(recipe.task),
         "subjects": subjects,
         "comparisons": test + measured["comparisons"],
         "distillation": distillation(recipe, judgement),
@@ -72,12 +74,20 @@ def build(recipe: Recipe, command: str, inputs: Mapping[str, Path]) -> dict[str,
         "command": command,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+    pictures = inputs[evaluate.NAME] / evaluate.PICTURES
+    if pictures.exists():
+        report["pictures"] = json.loads(pictures.read_text())
     unfit = json.loads((inputs[teacher.CHECK] / teacher.CHECKED).read_text())["problems"]
     if unfit:
         report["distillation"]["sentence"] += f"; the teacher is not fit to teach: {'; '.join(unfit)}"
     validation = [pair for pair in judgement["comparisons"] if pair["split"] == "validation"]
     report["selection"] = select(report, recipe.gate, validation)
     return report
+
+
+def described(name: str) -> dict[str, Any]:
+    """What pages need to know of the task: the names and units of its metric."""
+    return {key: getattr(task_of(name), key) for key in ("name", "answers", "metric", "title", "show", "unit")}
 
 
 def row(
@@ -129,7 +139,7 @@ def row(
         "flops": figures["flops"],
         "uncounted": figures["uncounted"],
         "accuracy": found["test"] | {"validation": found["validation"]["value"]},
-        "agreement": against["agree"] / against["n"] if against else None,
+        "agreement": against["agree"] / against["n"] if against and "agree" in against else None,
         "latency": latency,
         "throughput_per_s": device["throughput_per_s"] if device else None,
         "peak_memory_bytes": figures["peak_memory_bytes"],
@@ -199,8 +209,7 @@ def stored(
 
 def distillation(recipe: Recipe, judgement: Mapping[str, Any]) -> dict[str, Any]:
     """Did it help? The student against the control of the same budget, over all seeds; paired on one seed."""
-    from pipeline.intervals import Pairs, paired_difference
-
+    task = task_of(recipe.task)
     subjects = judgement["subjects"]
     student = subjects["student"]["test"]["value"]
     if not recipe.distill.control:
@@ -210,6 +219,8 @@ def distillation(recipe: Recipe, judgement: Mapping[str, Any]) -> dict[str, Any]
             "student": student,
             "control": None,
             "gain_pt": None,
+            "gain": None,
+            "unit": task.unit,
             "ci": None,
             "repeats": [],
             "sentence": sentence,
@@ -226,7 +237,8 @@ def distillation(recipe: Recipe, judgement: Mapping[str, Any]) -> dict[str, Any]
         }
         for repeat in range(recipe.distill.repeats)
     ]
-    gains = [100 * (seed["student"] - seed["control"]) for seed in seeds]
+    factor = 100 if task.unit == "pt" else 1
+    gains = [factor * (seed["student"] - seed["control"]) for seed in seeds]
     gain = sum(gains) / len(gains)
     if len(gains) > 1:
         low, high = t_interval(gains)
@@ -236,19 +248,22 @@ def distillation(recipe: Recipe, judgement: Mapping[str, Any]) -> dict[str, Any]
             p
             for p in judgement["comparisons"]
             if p["subject"] == "student" and p["against"] == "control" and p["split"] == "test"
-        )
-        counts = Pairs(**{key: pair[key] for key in ("both", "only_subject", "only_against", "neither")})
-        drop = paired_difference(counts, 0.975)
-        low, high = -100 * drop.upper, -100 * drop.lower
+        )  # the first is in the task's own metric
+        _, low, high = task.gain(pair)
         over = "one seed, 95 % interval over the test samples"
     helped = True if low > 0 else False if high < 0 else None
     verb = {True: "helped", False: "hurt", None: "made no difference that can be told from chance"}[helped]
-    sentence = f"distillation {verb}: {gain:+.2f} pt against the control ({low:+.2f} to {high:+.2f}; {over})"
+    unit = f" {task.unit}" if task.unit else ""
+    digits = 3 if task.unit == "dB" else 2 if task.unit else 4
+    gained, lowest, highest = (f"{value:+.{digits}f}" for value in (gain, low, high))
+    sentence = f"distillation {verb}: {gained}{unit} against the control ({lowest} to {highest}; {over})"
     return {
         "helped": helped,
         "student": student,
         "control": subjects["control"]["test"]["value"],
-        "gain_pt": gain,
+        "gain_pt": gain if task.unit == "pt" else None,
+        "gain": gain,
+        "unit": task.unit,
         "ci": [low, high],
         "repeats": seeds,
         "sentence": sentence,

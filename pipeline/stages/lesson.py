@@ -12,6 +12,7 @@ from pipeline.recipe import Distill, LossTerm, Recipe, Student
 from pipeline.recipe_modes import FROM_TEACHER, merged
 from pipeline.stages.data import Prepared
 from pipeline.stages.network import network
+from pipeline.tasks import task_of
 
 if TYPE_CHECKING:
     from pipeline.distillers.learner import Learner
@@ -28,7 +29,7 @@ STUDENT_WEIGHTS = "student.safetensors"
 class Lesson:
     """One network being taught: `name` is its stage, `teachers` the stages of those who teach it, the first of them
     with the network `teacher_model`, `weights` their shares in the mean of logits. `download`: published weights may be
-    fetched."""
+    fetched. `task`: the recipe's."""
 
     name: str
     student: Student
@@ -36,6 +37,7 @@ class Lesson:
     teachers: tuple[str, ...]
     weights: tuple[float, ...]
     teacher_model: str
+    task: str
     download: bool = False
 
     @property
@@ -75,6 +77,7 @@ def lessons(recipe: Recipe) -> tuple[Lesson, ...]:
                 teachers=teachers,
                 weights=shares,
                 teacher_model=model,
+                task=recipe.task,
                 download=recipe.data.download,
             )
         )
@@ -86,6 +89,7 @@ def lessons(recipe: Recipe) -> tuple[Lesson, ...]:
         teachers=teachers,
         weights=shares,
         teacher_model=model,
+        task=recipe.task,
         download=recipe.data.download,
     )
     return (*found, last)
@@ -102,9 +106,17 @@ def seed_for(name: str, seed: int) -> int:
     return seed + zlib.crc32(name.encode())
 
 
-def alone() -> tuple[LossTerm, ...]:
-    """The objective without a teacher: the labels alone."""
-    return (LossTerm.model_validate({"loss": "cross_entropy", "weight": 1.0}),)
+def alone(task: str, distill: Distill) -> tuple[LossTerm, ...]:
+    """The objective of who has no teacher: of a teacher itself, and of a control."""
+    return task_of(task).alone(distill.losses)
+
+
+def stated(terms: tuple[LossTerm, ...]) -> dict[str, Any]:
+    """What a stage of that objective depends on: nothing where it is the labels alone, as it was before there were
+    others, so that such stages stay fresh."""
+    said = [term.model_dump(mode="json") for term in terms]
+    plain = [LossTerm.model_validate({"loss": "cross_entropy", "weight": 1.0}).model_dump(mode="json")]
+    return {} if said == plain else {"objective": said}
 
 
 def learner_of(
@@ -129,11 +141,11 @@ def learner_of(
     distill = lesson.distill
     freeze(student.module, distill.freeze, where=f"{lesson.distill_key}.freeze")
     if control or (distill.mode == "offline" and not lesson.taught):
-        return offline(student, alone() if control else distill.losses)
+        return offline(student, alone(lesson.task, distill) if control else distill.losses)
     sizes: dict[str, Any] = {
         "input_size": data.input_size,
         "samples": len(data.distillation_train),
-        "num_classes": len(data.class_names),
+        "num_classes": data.answer_shape[0],
         "end_on_plateau": distill.end_on_plateau,
     }
     if distill.mode == "online":

@@ -39,7 +39,11 @@ def network(
     def made(model: str) -> nn.Module:
         torch.manual_seed(seed)
         return build(
-            model, num_classes=len(data.class_names), in_channels=data.input_size[0], input_size=data.input_size
+            model,
+            num_classes=data.answer_shape[0],
+            in_channels=data.input_size[0],
+            input_size=data.input_size,
+            answer_shape=data.answer_shape,
         )
 
     if not part.weights:
@@ -94,10 +98,11 @@ def save_network(
 
     meta = ModelMeta(
         model=part.model,
-        num_classes=len(data.class_names),
+        num_classes=data.answer_shape[0],
         class_names=data.class_names,
         input_size=data.input_size,
         mean=mean,
         std=std,
+        output_shape=data.answer_shape if len(data.answer_shape) > 1 else (),
     )
     save_checkpoint(path, module, meta)

@@ -67,7 +67,7 @@ def measure(
             spec = subject.runner.inputs[0]
             batch = spec.shape[0] if isinstance(spec.shape[0], int) else recipe.profile.batch
             chosen = np.resize(data.validation, batch)
-            feeds[name] = {spec.name: subject.preprocess(data.source.train.load(chosen))}
+            feeds[name] = {spec.name: subject.preprocess(data.validation_images.load(chosen))}
         states: dict[str, Any] = {}
         groups: dict[int, list[str]] = {}  # unequal batches must not be compared, so they are not interleaved either
         for name, feed in feeds.items():

@@ -19,7 +19,8 @@ from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import Prepared, prepared
 from pipeline.stages.lesson import FROM_TEACHER, STUDENT, Lesson, checkpoint, learner_of, live_teacher, rehearse, tutors
 from pipeline.stages.network import network
-from pipeline.teacher_table.decide import Decision, decide, form_of, live_for_maps, view_count
+from pipeline.tasks import task_of
+from pipeline.teacher_table.decide import LIVE_FOR_PICTURES, Decision, decide, form_of, live_for_maps, view_count
 from pipeline.teacher_table.storage import HEADER, INDEX, read_header
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def stage_name(lesson: Lesson) -> str:
 
 def stage(recipe: Recipe, lesson: Lesson) -> Stage:
     """Depends neither on the student nor on what the losses make of the logits; on the epochs only where each epoch
-    has a slice of its own. Raises `RecipeError` for a table that is asked for and could not answer."""
+    has a slice of its own; of answers that are never stored on nothing at all. Raises `RecipeError` for a table that is
+    asked for and could not answer."""
     distill = lesson.distill
     maps, outputs = tapped_maps(lesson), stored_features(lesson)
     if maps and (distill.table or distill.teacher_outputs == "table"):
@@ -57,7 +59,9 @@ def stage(recipe: Recipe, lesson: Lesson) -> Stage:
         "channels_last": distill.channels_last,
         "outputs": outputs,
     }
-    if maps:
+    if not stores(lesson):
+        config = {"teacher_outputs": distill.teacher_outputs}
+    elif maps:
         config = {"teacher_outputs": distill.teacher_outputs, "maps": maps}
     elif form_of(view_count(distill.augment), distill.epochs) == "replay":
         config["epochs"] = distill.epochs
@@ -92,6 +96,10 @@ def run(recipe: Recipe, lesson: Lesson, context: Context) -> None:
     from pipeline.teacher_table.build import build
     from pipeline.train import default_device
 
+    if not stores(lesson):
+        if context.leads:
+            _write(context, LIVE_FOR_PICTURES)
+        return
     if tapped_maps(lesson):
         if context.leads:
             _write(context, live_for_maps(tapped_maps(lesson)))
@@ -185,6 +193,11 @@ def slices_of(lesson: Lesson, form: str) -> int:
     return view_count(lesson.distill.augment) or 1 if form == "finite" else lesson.distill.epochs
 
 
+def stores(lesson: Lesson) -> bool:
+    """Whether a teacher's answers are small enough to be kept."""
+    return task_of(lesson.task).stores_answers
+
+
 def tapped_maps(lesson: Lesson) -> list[str]:
     """Paths whose features are compared as maps, which no table holds."""
     return _paths(lesson, embedding=False)
@@ -257,7 +270,7 @@ def _decided(
         settings,
         images,
         ids,
-        num_classes=len(data.class_names),
+        num_classes=data.answer_shape[0],
         device=default_device(),
     )
     decision = decide(

@@ -12,8 +12,9 @@ from pipeline.recipe import Recipe, Teacher
 from pipeline.stage import Context, Stage
 from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import prepared
-from pipeline.stages.lesson import TEACHER, TEACHER_WEIGHTS, alone, further, rehearse, seed_for
+from pipeline.stages.lesson import TEACHER, TEACHER_WEIGHTS, alone, further, rehearse, seed_for, stated
 from pipeline.stages.network import network, save_network
+from pipeline.tasks import task_of
 
 NAME = TEACHER
 CHECK = "teacher-check"
@@ -50,7 +51,8 @@ def stage(recipe: Recipe, name: str, part: Teacher) -> Stage:
         name=name,
         version=1,
         needs=(DATA,),
-        config={"teacher": config, "seed": seed},
+        config={"teacher": config, "seed": seed}
+        | (stated(alone(recipe.task, recipe.distill)) if part.trained else {}),
         stamp=lambda: source_stamp(part.model, part.weights),
         volatile=(TRAINING,),
         run=functools.partial(run, recipe, part, seed),
@@ -73,15 +75,19 @@ def run(recipe: Recipe, part: Teacher, seed: int, context: Context) -> None:
     if part.weights:
         context.say(f"{context.stage.name}: {part.model} from {Path(part.weights).name}")
     if part.trained:
+        task = task_of(recipe.task)
         result = train(
-            offline(Network(module=module, mean=mean, std=std), alone()),
+            offline(Network(module=module, mean=mean, std=std), alone(recipe.task, recipe.distill)),
             part.train,
             TrainData(
                 images=data.source.train,
                 train=data.train,
                 validation=data.validation,
-                num_classes=len(data.class_names),
+                validation_images=data.validation_images,
+                num_classes=data.answer_shape[0],
                 workers=recipe.data.workers,
+                score=task.score,
+                show=task.show,
             ),
             folder=context.resume_folder,
             key=context.folder.name,
@@ -113,28 +119,17 @@ def run_check(recipe: Recipe, name: str, part: Teacher, context: Context) -> Non
     Raises UserError, naming the likely cause, for a teacher that nothing should learn from (check = "refuse").
     """
     from pipeline.models.checkpoint import load_checkpoint
-    from pipeline.teacher_check import diagnose, sample
 
     data = prepared(recipe, context.inputs[DATA])
     module, meta = load_checkpoint(context.inputs[name] / WEIGHTS)
-    chosen = sample(data.source.train.labels, data.validation)
-    found = diagnose(
-        module,
-        data.source.train.load(chosen),
-        data.source.train.labels[chosen],
-        mean=meta.mean,
-        std=meta.std,
-        min_accuracy=part.min_accuracy,
-        class_names=meta.class_names,
-        trained_here=part.trained,
-    )
+    found = task_of(recipe.task).check_teacher(module, meta, data.validation_images, data.validation, part)
     if part.check == "refuse":
         found.refuse()
     figures = {"accuracy": found.accuracy, "n": found.n, "chance": found.chance, "problems": list(found.problems)}
     write_json(context.folder / CHECKED, figures)
     write_json(context.folder / "passed.json", {"passed": True})
     context.say(
-        f"{name}: {found.accuracy:.2%} top-1 on {found.n} validation images; "
+        f"{name}: {found.sentence}; "
         + (f"not fit to teach, and not refused: {'; '.join(found.problems)}" if found.problems else "fit to teach")
     )
 

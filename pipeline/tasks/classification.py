@@ -2,21 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.intervals import wilson
+from pipeline.evaluate import CHUNK, Subject, infer
+from pipeline.intervals import Pairs, paired_difference, wilson
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data.source import Images
+    from pipeline.distillers.teacher import Network
+    from pipeline.models.checkpoint import ModelMeta
+    from pipeline.recipe import LossTerm, Recipe, Teacher
+    from pipeline.teacher_check import TeacherCheck
+    from pipeline.train import TrainData
 
 CONFIDENCE = 0.95
+READING = 0.975  # one-sided, so that both bounds together are the 95 % interval that people read
 
 
 class Classification:
     """The metric is top-1 accuracy; a drop is counted in points (`pt`)."""
 
     name = "classification"
+    answers: Literal["classes", "pictures"] = "classes"
     metric = "top1"
+    title = "top-1 accuracy"
+    show = "fraction"
     unit = "pt"
+    higher_is_better = True
+    stores_answers = True
+    smoke: Mapping[str, Any] = {"data": {"name": "digits", "image_size": 32}}
+
+    @staticmethod
+    def check(recipe: Recipe) -> None:
+        if recipe.teacher.min_accuracy > 1:
+            raise ValueError(
+                f"teacher.min_accuracy: got {recipe.teacher.min_accuracy:g}; it must be at most 1: it is a share"
+            )
+
+    @staticmethod
+    def alone(terms: Sequence[LossTerm]) -> tuple[LossTerm, ...]:
+        """The labels alone, whatever the student learns from."""
+        from pipeline.recipe import LossTerm
+
+        return (LossTerm.model_validate({"loss": "cross_entropy", "weight": 1.0}),)
+
+    @staticmethod
+    def score(network: Network, data: TrainData, *, device: torch.device, dtype: torch.dtype) -> float:
+        from pipeline.validation import top1
+
+        return top1(network, data, device=device, dtype=dtype)
+
+    @staticmethod
+    def check_teacher(
+        module: Any, meta: ModelMeta, images: Images, indices: np.ndarray, part: Teacher
+    ) -> TeacherCheck:
+        from pipeline.teacher_check import diagnose, sample
+
+        chosen = sample(images.labels, indices)
+        return diagnose(
+            module,
+            images.load(chosen),
+            images.labels[chosen],
+            mean=meta.mean,
+            std=meta.std,
+            min_accuracy=part.min_accuracy,
+            class_names=meta.class_names,
+            trained_here=part.trained,
+        )
+
+    @staticmethod
+    def samples(images: Images, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(indices), CHUNK):
+            chunk = indices[start : start + CHUNK]
+            yield images.load(chunk), images.labels[chunk]
+
+    @staticmethod
+    def answer(subject: Subject, inputs: np.ndarray) -> np.ndarray:
+        return infer(subject.runner, subject.preprocess(inputs))
 
     @staticmethod
     def outcomes(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -64,3 +131,24 @@ class Classification:
             "neither": int((~a & ~b).sum()),
             "agree": int((subject["prediction"] == against["prediction"]).sum()),
         }
+
+    @classmethod
+    def comparisons(cls, subject: dict[str, np.ndarray], against: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        return [{"kind": "accuracy", **cls.pair(subject, against)}]
+
+    @staticmethod
+    def gain(row: Mapping[str, Any]) -> tuple[float, float, float]:
+        """In points, with the interval of a paired difference of shares."""
+        counts = Pairs(**{key: row[key] for key in ("both", "only_subject", "only_against", "neither")})
+        drop = paired_difference(counts, READING)
+        return -100 * drop.value, -100 * drop.upper, -100 * drop.lower
+
+    @staticmethod
+    def metadata(meta: ModelMeta) -> dict[str, str]:
+        return {}
+
+    @staticmethod
+    def figures(
+        subjects: Mapping[str, Subject], images: Images, picks: Sequence[tuple[int, str]]
+    ) -> list[dict[str, Any]]:
+        return []

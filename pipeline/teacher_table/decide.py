@@ -24,6 +24,9 @@ class Decision:
     reason: str
 
 
+LIVE_FOR_PICTURES = Decision(form="live", reason="live: pictures are too large for a table")
+
+
 def live_for_maps(paths: Sequence[str]) -> Decision:
     """A table pools what it stores: feature maps are the live teacher's."""
     return Decision(form="live", reason=f"live: a table holds no feature maps ({', '.join(paths)})")
@@ -34,7 +37,7 @@ def view_count(spec: Augment) -> int | None:
     mixed = spec.mix_probability > 0 and (spec.mixup > 0 or spec.cutmix > 0)
     if spec.brightness or spec.contrast or spec.saturation or spec.cutout or mixed:
         return None
-    return (2 * spec.pad_crop + 1) ** 2 * (1 + spec.flip)
+    return (2 * spec.pad_crop + 1) ** 2 * (1 + spec.flip) * (8 if spec.dihedral else 1)
 
 
 def form_of(view_count: int | None, epochs: int) -> Literal["finite", "replay"]:
