@@ -157,7 +157,7 @@ def read_array(content: bytes, where: str) -> np.ndarray:
         version = np.lib.format.read_magic(stream)
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = reader(stream)
-    except Exception as error:  # noqa: BLE001 - numpy's parser of untrusted headers fails in many ways
+    except Exception as error:  # numpy's parser of untrusted headers fails in many ways
         raise EvidenceError(f"{where}: not an array ({type(error).__name__})") from None
     start = stream.tell()
     if dtype.hasobject or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(content) - start or not shape:
@@ -196,11 +196,11 @@ def _latencies(report: dict[str, Any], timings: Timings) -> Iterator[str]:
             figures |= {"p99_ms": percentile_ms(samples, 99.0), "p90_bound_ms": percentile_bound_ms(samples, 90.0)}
             figures = {key: value for key, value in figures.items() if key in entry}
             yield from _differ(f"{row['name']}: latency ({entry['kind']})", entry, figures)
-            entry |= figures
+            entry.update(figures)
             if entry["kind"] == "device" and row.get("throughput_per_s") is not None:
                 rate = {"throughput_per_s": entry["batch"] * 1e3 / mean_ms}
                 yield from _differ(row["name"], row, rate)
-                row |= rate
+                row.update(rate)
 
 
 def _comparisons(report: dict[str, Any], outcomes: Outcomes, timings: Timings) -> Iterator[str]:
@@ -216,14 +216,14 @@ def _comparisons(report: dict[str, Any], outcomes: Outcomes, timings: Timings) -
                 continue
             figures = _ratio(row, pair[0], pair[1], bounds=key == "device" and {one, other} & asked != set())
             yield from _differ(f"{where}: latency ({key})", row, figures)
-            row |= figures
+            row.update(figures)
         elif one in outcomes and other in outcomes and row.get("split", "test") in SPLITS:
             split = row.get("split", "test")
             counts = dict(task.pair(outcomes[one][split], outcomes[other][split]))
             if row.get("kind") != counts.get("kind", "accuracy"):
                 continue
             yield from _differ(where, row, counts)
-            row |= counts
+            row.update(counts)
 
 
 def _asked(report: Mapping[str, Any]) -> set[str]:
@@ -279,10 +279,11 @@ def _taken(
     """What the checks read and no sample here tells."""
     taken = [gate["metric"] for gate in gates if gate["metric"] in OUTSIDE]
     for row in report["subjects"]:
-        recorded = [f"latency_{entry['kind']}" for entry in row.get("latency") or () if entry["kind"] != "first"]
-        for what in recorded:
-            if (row["name"], what.removeprefix(LATENCY)) not in timings:
-                taken.append(f"{what} of {row['name']}")
+        taken += [
+            f"{LATENCY}{entry['kind']} of {row['name']}"
+            for entry in row.get("latency") or ()
+            if entry["kind"] != "first" and (row["name"], entry["kind"]) not in timings
+        ]
         if row.get("accuracy") and row["name"] not in outcomes:
             taken.append(f"accuracy of {row['name']}")
     return tuple(dict.fromkeys(taken))

@@ -25,6 +25,7 @@ from pipeline.bundle.contents import (
     outcomes_file,
 )
 from pipeline.bundle.pack import as_json, hash_of
+from pipeline.gate import judge
 from pipeline.recipe_file import load_recipe
 from pipeline.tasks.classification import Classification
 
@@ -64,7 +65,8 @@ def host_report() -> dict[str, Any]:
     report = sample_report()
     report["recipe"] = load_recipe("digits").model_dump(mode="json", exclude={"smoke"}) | {"gate": RULES_OF_IT}
     report["data"]["class_names"] = list(CLASSES)
-    return report
+    verdict = judge(report)
+    return report | {"gates": verdict.gates(), "verdict": verdict.verdict}
 
 
 def manifest_of(files: Mapping[str, bytes], **changes: Any) -> dict[str, Any]:

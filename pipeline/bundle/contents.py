@@ -244,7 +244,7 @@ def _unpack(path: Path, folder: Path) -> Bundle:
         raise UserError(f"{path}: {odd[0]} {what}; 'edgestill verify {path}' says more")
     for file, entry in entries.items():
         with disk_errors(folder / file, needed_bytes=entry.size):
-            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             sha256, crc32 = hashed(path, entry, folder / file)
         known = manifest.files.get(file)
         if crc32 != entry.crc32 or (known and (known.sha256, known.size) != (sha256, entry.size)):
