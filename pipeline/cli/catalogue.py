@@ -41,7 +41,8 @@ def losses() -> list[Row]:
 
 
 def _options(loss: Loss) -> str:
-    return ", ".join(f"{key} = {value:g}" for key, value in loss.options.items())
+    shown = {key: f"{value:g}" if isinstance(value, (int, float)) else "FILE" for key, value in loss.options.items()}
+    return ", ".join(f"{key} = {value}" for key, value in shown.items())
 
 
 def models() -> list[Row]:

@@ -40,7 +40,9 @@ class Loss:
 
 
 ROWS: dict[str, Loss] = {
-    "attention_transfer": Loss(where="pipeline.losses.attention_transfer:attention_transfer", taps="maps", answers="both"),
+    "attention_transfer": Loss(
+        where="pipeline.losses.attention_transfer:attention_transfer", taps="maps", answers="both"
+    ),
     "crd": Loss(
         where="pipeline.losses.crd:CRD",
         options={"dimensions": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
@@ -140,4 +142,4 @@ def check_term(name: str, options: dict[str, Any]) -> None:
 
 def files(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """The files that a term reads: what it learns depends on their content."""
-    return tuple(str(options[key]) for key, default in OPTIONS.get(name, {}).items() if default == "" and key in options)
+    return tuple(str(options[key]) for key, default in OPTIONS[name].items() if default == "" and key in options)
