@@ -7,7 +7,7 @@ before anything is computed. Imports neither torch nor anything heavy.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,8 +95,21 @@ class Export(Part):
         return precisions
 
 
+Rung = Literal["calibration", "samples", "equalize", "bias-correction", "float-layers", "qat"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)  # from cheap to dear
+
+
+class Qat(Part):
+    """The last rung of the ladder: quantization-aware training, with the losses and the teacher of [distill]."""
+
+    epochs: Count = Field(0, description="at most those of [distill]; 0: a quarter of them, rounded up")
+    lr: NonNegative = Field(0.0, description="peak learning rate, by cosine to 0; 0: a hundredth of [distill]'s")
+
+
 class Quantize(Part):
     """Post-training int8; calibration images are drawn from train, never from the gate set."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"ladder", "ladder_stop", "qat"})
 
     forms: tuple[Literal["portable", "cpu"], ...] = Field(
         ("portable", "cpu"), description="portable: signed, TensorRT and OpenVINO; cpu: unsigned, ONNX Runtime"
@@ -116,6 +129,20 @@ class Quantize(Part):
         description="layers that stay in float, by node or weight name, such as stage1.conv2, or stage1 for all in it",
     )
     sensitivity: bool = Field(False, description="rank the layers by what their quantization does to the output")
+    ladder: bool | tuple[Rung, ...] = Field(
+        False,
+        description="when int8 breaks the accuracy rules on the validation split: true climbs every rung, from cheap "
+        f"to dear; a list climbs only those of {', '.join(RUNGS)}",
+    )
+    ladder_stop: bool = Field(True, description="stop at the first rung that holds; false climbs on, to compare them")
+    qat: Qat = Field(default_factory=lambda: Qat.model_validate({}), description="of the ladder's last rung")
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """Those that are climbed, from cheap to dear, however the recipe lists them."""
+        if isinstance(self.ladder, bool):
+            return RUNGS if self.ladder else ()
+        return tuple(rung for rung in RUNGS if rung in self.ladder)
 
     @model_validator(mode="after")
     def _nothing_in_vain(self) -> Quantize:
@@ -124,6 +151,10 @@ class Quantize(Part):
                 f'percentile = {self.percentile:g} has no effect with method = "{self.method}"; '
                 'write method = "percentile"'
             )
+        if self.ladder == ():
+            raise ValueError(f"ladder names no rung; write ladder = true, or some of {', '.join(RUNGS)}")
+        if self.qat != type(self.qat).model_validate({}) and "qat" not in self.rungs:
+            raise ValueError("qat has no effect without its rung; write ladder = true")
         return self
 
 
@@ -165,12 +196,38 @@ class GateRule(Part):
     max: str | float | None = None
     min: str | float | None = None
     subject: str = Field("", description="empty: the artifact chosen for release")
+    slice: str = Field("", description="only the samples of a slice, 'column=value', or of its worst one, 'column'")
+    deadline_ms: float = Field(0.0, description="of deadline_misses: a query slower than this missed it")
+
+    later: ClassVar[frozenset[str]] = frozenset({"slice", "deadline_ms"})
 
     @model_validator(mode="after")
     def _known(self) -> GateRule:
         from pipeline.gate_rules import check_rule
 
         check_rule(self)
+        return self
+
+
+class GateWaiver(Part):
+    """A limit let go: `{ metric = "size_bytes", owner = "Ada", reason = "new flash in May", expires = 2026-12-31 }`.
+
+    Without owner, reason and day it has no effect, and the verdict says so.
+    """
+
+    metric: str
+    owner: str = ""
+    reason: str = ""
+    expires: datetime.date | None = None
+    against: str = ""
+    subject: str = ""
+    slice: str = ""
+
+    @model_validator(mode="after")
+    def _known(self) -> GateWaiver:
+        from pipeline.gate_rules import check_metric
+
+        check_metric(self.metric)
         return self
 
 
@@ -207,6 +264,7 @@ class Recipe(Part):
     )
     profile: Profile = Field(default_factory=lambda: Profile.model_validate({}))
     gate: tuple[GateRule, ...] = ()
+    waiver: tuple[GateWaiver, ...] = Field((), description="limits that somebody let go until a day")
     sweep: Sweep = Field(default_factory=lambda: Sweep.model_validate({}), description="for edgestill sweep")
     smoke: dict[str, Any] = Field(default_factory=dict, description="overrides for --smoke, nested as the recipe")
 
@@ -232,5 +290,10 @@ class Recipe(Part):
 
         check_source(self.data)
         check_lessons(self)
+        if self.quantize and self.quantize.qat.epochs > self.distill.epochs:
+            raise ValueError(
+                f"quantize.qat.epochs = {self.quantize.qat.epochs} is beyond distill.epochs = {self.distill.epochs}, "
+                "and beyond the teacher's table; train no longer than the student was trained"
+            )
         check_task(self)
         return self
