@@ -1,12 +1,14 @@
 """ONNX fp32 -> ONNX int8 by post-training quantization: explicit Q/DQ, ranges from real samples.
 
-No single int8 file serves every runtime, so there are two forms:
+No single int8 file serves every runtime, so there are several forms:
 
 - "portable": signed, symmetric, zero point 0, per-channel weights, float bias, Q/DQ only on the inputs of Conv, Gemm,
   MatMul and of both sides of Add. TensorRT accepts it without a warning and OpenVINO runs it at full speed; onnxruntime
   runs it on a CPU no faster than fp32.
 - "cpu": unsigned asymmetric activations, signed per-channel weights. Three to four times onnxruntime's fp32 on a CPU
   with VNNI, and fast in OpenVINO; TensorRT rejects it.
+- "gpu" and "trt86": the portable placement as NVIDIA's newer editions and TensorRT 8.6 want it, see
+  `exporters.int8_forms`.
 
 Ranges are found by `exporters.calibrate` (min-max unless told otherwise) and Q/DQ is placed by onnxruntime's quantizer.
 What may be added when plain int8 loses too much: `exporters.equalize` before, `exporters.bias_correction` after, and
@@ -30,6 +32,7 @@ from exporters.base import missing_package
 from exporters.bias_correction import correct_biases, with_biases
 from exporters.calibrate import PERCENTILE, Calibration, Method, Ranges, calibrate, explained
 from exporters.equalize import equalize as equalize_pairs
+from exporters.int8_forms import adapted, finished
 from exporters.layer_names import name_nodes, named_layers
 from exporters.onnx_file import (
     WEIGHTED_OPS,
@@ -46,7 +49,7 @@ from exporters.onnx_file import (
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Form = Literal["portable", "cpu"]
+Form = Literal["portable", "cpu", "gpu", "trt86"]
 _PORTABLE_OPS = ("Conv", "Gemm", "MatMul", "Add")
 
 
@@ -83,8 +86,9 @@ def quantize_int8(
     """Write the fp32 ONNX file `source` as int8 Q/DQ at `path`, calibrated on `batches`.
 
     `batches` yields arrays of the model's one input, preprocessed, with the model's batch size when that is static.
-    They are read one at a time: once for method "minmax", twice for "entropy" and "percentile", and with
-    `bias_correction` once more for each layer; memory is bounded by the model, one batch and one histogram a tensor.
+    They are read one at a time: once for method "minmax", twice for "entropy" and "percentile", with `bias_correction`
+    once more for each layer, and once more for form "gpu"; memory is bounded by the model, one batch and one histogram
+    a tensor.
     `reduce_range` gives weights 7 bits, for x86 CPUs without VNNI, where sums of 8-bit products saturate. `keep_fp32`
     names nodes, or layers as the weights are named ("stage1.conv2", or "stage1" for all in it), that stay in float.
     `say` gets a line about each step. The same file and batches give the same bytes. Bad samples, models and names are
@@ -120,6 +124,8 @@ def quantize_int8(
         say(f"bias correction: {len(corrected)} layers")
     if prepared.kept:
         changes["kept_fp32"] = " ".join(prepared.kept)
+    quantized, facts = finished(quantized, prepared.model, form, batches, where=where)
+    changes |= facts
     set_metadata(quantized, changes)
     made_by = add_versions(quantized, installed_versions("onnxruntime"))
     save_model(quantized, path)
@@ -143,6 +149,7 @@ def prepare(
         raise ExportError(f"{source}: int8 needs {reason}")
     model = load_model(source)
     spec = _check_model(model, source)
+    model, batches = adapted(model, form, batches, spec=spec, where=str(source))
     operators = quantized_operators(form)
     kept: tuple[str, ...] = ()
     if keep_fp32 or biases:
@@ -174,7 +181,7 @@ def _check_model(model: ModelProto, source: Path | str) -> IOSpec:
 
 def quantized_operators(form: Form) -> tuple[str, ...]:
     """The operators that get Q/DQ in a form; for "cpu" all that onnxruntime has integer kernels for."""
-    if form == "portable":
+    if form != "cpu":
         return _PORTABLE_OPS
     with explained("int8"):
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
@@ -191,15 +198,19 @@ def place(
     only: Collection[str] = (),
     keep: Collection[str] = (),
     where: str,
+    hide: bool = True,
 ) -> ModelProto:
-    """The fp32 `model` with Q/DQ: of all nodes, or of the nodes `only`, but for the nodes `keep`."""
+    """The fp32 `model` with Q/DQ: of all nodes, or of the nodes `only`, but for the nodes `keep`.
+
+    `hide`: keep runtimes from quantizing the latter after all, see `hide_kept`.
+    """
     with explained(where), _quiet_logging(), tempfile.TemporaryDirectory(prefix="edgestill-int8-") as folder:
         from onnxruntime.quantization import CalibrationMethod, QuantType
         from onnxruntime.quantization.calibrate import TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         options: dict[str, Any] = {}
-        if form == "portable":
+        if form != "cpu":
             options = {
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
@@ -214,7 +225,7 @@ def place(
             True,  # per channel
             reduce_range,
             QuantType.QInt8,
-            QuantType.QInt8 if form == "portable" else QuantType.QUInt8,
+            QuantType.QInt8 if form != "cpu" else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, data),
             list(only),
             list(keep),
@@ -225,11 +236,12 @@ def place(
         target = Path(folder) / "int8.onnx"
         quantizer.model.save_model_to_file(str(target), False)
         quantized = load_model(target)
-    _hide_kept(quantized, keep)
+    if hide:
+        hide_kept(quantized, keep)
     return quantized
 
 
-def _hide_kept(model: ModelProto, keep: Collection[str]) -> None:
+def hide_kept(model: ModelProto, keep: Collection[str]) -> None:
     """Keep onnxruntime from quantizing the nodes `keep` after all, in place.
 
     Its optimizer gives a float convolution or Gemm between a DequantizeLinear and a QuantizeLinear an int8 weight of

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 NAME = "export"
 INDEX = "artifacts.json"
 PARITY_SAMPLES = 64
+RANGE_SAMPLES = 256
 FP32_LEAST_DB = 60.0  # rounding of reordered sums stays far above (100 dB and more), a wrong operator far below
 FP16_LEAST_DB = 30.0
 
@@ -31,7 +35,7 @@ FP16_LEAST_DB = 30.0
 def stage(recipe: Recipe) -> Stage:
     return Stage(
         name=NAME,
-        version=1,
+        version=2,
         needs=(DATA, teacher.NAME, distill.NAME),
         config={"export": [part.model_dump(mode="json") for part in recipe.export], "name": recipe.name},
         run=functools.partial(run, recipe),
@@ -39,7 +43,12 @@ def stage(recipe: Recipe) -> Stage:
 
 
 def run(recipe: Recipe, context: Context) -> None:
-    """Write teacher.onnx, onnx-fp32.onnx, onnx-fp16.onnx and artifacts.json: name -> Artifact and parity."""
+    """Write teacher.onnx, onnx-fp32.onnx, onnx-fp16.onnx and artifacts.json: name -> Artifact and parity.
+
+    The layers that fp16 cannot hold, by what passes through them on real samples, stay in fp32: `kept_fp32` of the fp16
+    entry says which and why.
+    """
+    from exporters.artifact import read_metadata
     from exporters.to_fp16 import convert_fp16
 
     data = prepared(recipe, context.inputs[DATA])
@@ -56,11 +65,27 @@ def run(recipe: Recipe, context: Context) -> None:
         )
     if "fp16" in form.precisions:
         path = context.folder / "onnx-fp16.onnx"
-        artifact = convert_fp16(context.folder / "onnx-fp32.onnx", path)
-        parity = compare_files(context.folder / "onnx-fp32.onnx", path, data, form.batch, least_db=FP16_LEAST_DB)
-        index["onnx-fp16"] = {"artifact": artifact.to_json(), "parity": parity}
+        source = context.folder / "onnx-fp32.onnx"
+        samples = range_samples(data, source, form.batch)
+        artifact = convert_fp16(
+            source, path, batches=samples, say=lambda line: context.say(f"export: onnx-fp16, {line}")
+        )
+        parity = compare_files(source, path, data, form.batch, least_db=FP16_LEAST_DB)
+        kept = json.loads(read_metadata(path).get("fp16_kept", "{}"))
+        index["onnx-fp16"] = {"artifact": artifact.to_json(), "parity": parity} | ({"kept_fp32": kept} if kept else {})
         context.say(f"export: onnx-fp16, {path.stat().st_size:,} bytes; {said(parity)}")
     write_json(context.folder / INDEX, index)
+
+
+def range_samples(data: Prepared, source: Path, batch: int) -> Iterable[np.ndarray]:
+    """Calibration images as `source` takes them; training images where the recipe asks for no int8."""
+    from exporters.artifact import Preprocessing
+    from pipeline.stages.quantize import CalibrationStream
+
+    chosen = data.calibration if len(data.calibration) else data.train[:RANGE_SAMPLES]
+    # A set that is smaller than a batch, as in a smoke run, fills one.
+    chosen = np.resize(chosen, max(len(chosen), batch))
+    return CalibrationStream(dataclasses.replace(data, calibration=chosen), Preprocessing.of_file(source), batch)
 
 
 def export_checkpoint(recipe: Recipe, data: Prepared, weights: Path, path: Path) -> dict[str, Any]:
@@ -73,11 +98,15 @@ def export_checkpoint(recipe: Recipe, data: Prepared, weights: Path, path: Path)
 
     module, meta = load_checkpoint(weights)
     form = recipe.export[0]
-    metadata = preprocessing_of(meta).to_metadata() | task_of(recipe.task).metadata(meta) | {
-        "model": meta.model,
-        "recipe": recipe.name,
-        "data": data.facts["fingerprint"],
-    }
+    metadata = (
+        preprocessing_of(meta).to_metadata()
+        | task_of(recipe.task).metadata(meta)
+        | {
+            "model": meta.model,
+            "recipe": recipe.name,
+            "data": data.facts["fingerprint"],
+        }
+    )
     artifact = export_onnx(
         module,
         path,
@@ -149,4 +178,6 @@ def compare_files(reference: Path, candidate: Path, data: Prepared, batch: int, 
 def said(parity: dict[str, Any]) -> str:
     noise = "equal" if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.0f} dB"
     flips = "" if parity["top1_flips"] is None else f", {parity['top1_flips']} flips"
-    return f"against {parity['against']} on {parity['n']} samples: max difference {parity['max_abs']:.2g}, {noise}{flips}"
+    return (
+        f"against {parity['against']} on {parity['n']} samples: max difference {parity['max_abs']:.2g}, {noise}{flips}"
+    )
