@@ -8,23 +8,16 @@ never passes.
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pipeline.errors import RecipeError
 from pipeline.gate_rules import METRICS, Limit, Rule, RuleLike, describe, parse_limit, rule_of
-from pipeline.intervals import (
-    GATE_CONFIDENCE,
-    Interval,
-    Pairs,
-    exact_share,
-    paired_difference,
-    paired_relative_drop,
-    samples_by_width,
-    samples_to_decide,
-)
+from pipeline.gate_waivers import Waiver, waivers_of
+from pipeline.intervals import GATE_CONFIDENCE, Interval
 from pipeline.quantities import show
 from pipeline.registry import load
 
@@ -33,7 +26,10 @@ Outcome = Literal["pass", "fail", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One rule decided. `value`, the bounds and `threshold` are in `unit`; `more_samples` are further ones needed."""
+    """One rule decided. `value`, the bounds and `threshold` are in `unit`; `more_samples` are further ones needed.
+
+    `waived` says who let it go, until when and why; None where nobody did.
+    """
 
     rule: str
     metric: str
@@ -49,19 +45,25 @@ class Check:
     n: int | None
     more_samples: int | None
     reason: str
+    waived: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """All checks, and what they come to: `released`, `refused` or `undecided`."""
+    """All checks, and what they come to: `released`, `refused` or `undecided`.
+
+    `assurance`: how often a verdict of these checks together may be wrong. `notes`: what is to be said of waivers.
+    """
 
     verdict: Literal["released", "refused", "undecided"]
     checks: tuple[Check, ...]
     sentence: str
+    assurance: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     def gates(self) -> list[dict[str, Any]]:
-        """The checks as JSON-able tables, as they stand in report.json."""
-        return [asdict(check) for check in self.checks]
+        """The checks as JSON-able tables, as they stand in report.json; `waived` only where it is."""
+        return [{k: v for k, v in asdict(check).items() if k != "waived" or v is not None} for check in self.checks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +83,75 @@ class UnmeasuredError(Exception):
     """Why a check cannot be decided; becomes the reason of an undecided check."""
 
 
-def judge(report: Mapping[str, Any], rules: Iterable[RuleLike | Mapping[str, Any]] | None = None) -> Verdict:
-    """Decide every rule (default: those of the report's recipe). An unreadable rule raises `RecipeError`, one line."""
-    given = (report.get("recipe") or {}).get("gate") or () if rules is None else rules
-    checks = tuple(_decide(report, _as_rule(rule, i)) for i, rule in enumerate(given))
-    outcomes = {check.outcome for check in checks}
+def judge(
+    report: Mapping[str, Any],
+    rules: Iterable[RuleLike | Mapping[str, Any]] | None = None,
+    *,
+    waivers: Iterable[Any] | None = None,
+    today: datetime.date | None = None,
+) -> Verdict:
+    """Decide every rule, and let go what is waived on `today` (default: now, UTC).
+
+    Rules and waivers are by default those of the report's recipe. An unreadable one raises `RecipeError`, one line.
+    """
+    recipe = report.get("recipe") or {}
+    given = (recipe.get("gate") or ()) if rules is None else rules
+    granted = waivers_of((recipe.get("waiver") or ()) if waivers is None else waivers)
+    today = today or datetime.datetime.now(datetime.timezone.utc).date()
+    faults = {waiver: waiver.fault(today) for waiver in granted}
+    decided = [(rule, _decide(report, rule)) for rule in (_as_rule(rule, i) for i, rule in enumerate(given))]
+    checks = tuple(_let_go(rule, check, [w for w, fault in faults.items() if fault is None]) for rule, check in decided)
+    outcomes = {check.outcome for check in checks if check.waived is None}
     if "fail" in outcomes:
         verdict: Literal["released", "refused", "undecided"] = "refused"
     elif "undecided" in outcomes or not checks:
         verdict = "undecided"
     else:
         verdict = "released"
-    return Verdict(verdict=verdict, checks=checks, sentence=_sentence(verdict, checks))
+    notes = [fault for fault in faults.values() if fault]
+    notes += [
+        f"waiver of {waiver.metric}: nothing to waive; remove it"
+        for waiver, fault in faults.items()
+        if fault is None and not any(check.waived == str(waiver) for check in checks)
+    ]
+    return Verdict(
+        verdict=verdict,
+        checks=checks,
+        sentence=_sentence(verdict, checks),
+        assurance=assurance(checks),
+        notes=tuple(notes),
+    )
+
+
+def _let_go(rule: Rule, check: Check, waivers: list[Waiver]) -> Check:
+    if check.outcome == "pass":
+        return check
+    fitting = next((waiver for waiver in waivers if waiver.fits(rule, check.subject)), None)
+    return replace(check, waived=str(fitting)) if fitting else check
+
+
+def assurance(checks: Iterable[Check]) -> dict[str, Any]:
+    """How often the verdict of `checks` together may be wrong, from the confidence of each one's bounds.
+
+    A release that should not be has a limit that does not hold, and must pass the check of that limit: it errs as that
+    one check does. A refusal errs when any of them does: the sum of their errors bounds it, however they hang together.
+    """
+    sure = [c for c in checks if c.value is not None and c.bound_lower != c.bound_upper]
+    k, error = len(sure), round(1 - GATE_CONFIDENCE, 9)
+    released, refused = (error if k else 0.0), min(1.0, round(k * error, 9))
+    sentence = (
+        f"{k} of these checks rest on samples: a release is wrong in at most {100 * released:g} % of cases (every "
+        f"limit must hold), a refusal in at most {100 * refused:g} % (any of {k} may err)"
+        if k
+        else "no check rests on samples"
+    )
+    return {
+        "confidence": GATE_CONFIDENCE,
+        "checks": k,
+        "released_wrongly_at_most": released,
+        "refused_wrongly_at_most": refused,
+        "sentence": sentence,
+    }
 
 
 def _as_rule(rule: RuleLike | Mapping[str, Any], index: int) -> Rule:
@@ -107,10 +166,14 @@ def _sentence(verdict: str, checks: tuple[Check, ...]) -> str:
     if not checks:
         return "no [[gate]] rule; nothing was judged"
     subjects = ", ".join(dict.fromkeys(check.subject for check in checks if check.subject)) or "no artifact"
+    waived = [check.metric for check in checks if check.waived is not None]
+    if verdict == "released" and waived:
+        kept = len(checks) - len(waived)
+        return f"{subjects} keeps {kept} of {len(checks)} limits, the rest is waived: {', '.join(waived)}"
     if verdict == "released":
         return f"{subjects} keeps {'its one limit' if len(checks) == 1 else f'all {len(checks)} limits'}"
     wanted = "fail" if verdict == "refused" else "undecided"
-    bad = [check for check in checks if check.outcome == wanted]
+    bad = [check for check in checks if check.outcome == wanted and check.waived is None]
     verb = "breaks" if wanted == "fail" else "leaves undecided"
     return f"{subjects} {verb} {len(bad)} of {len(checks)} limits: {', '.join(check.metric for check in bad)}"
 
@@ -171,7 +234,7 @@ def _outcome(found: Evidence, limit: Limit, rule: Rule) -> tuple[Outcome, str]:
         return "fail", f"{value}{against}{best}{note}"
     span = f"{value}{against}, somewhere from {show(bounds.lower, found.unit)} to {show(bounds.upper, found.unit)}"
     need = (
-        f"about {found.more:,} more {found.counted} would decide"
+        f"about {found.more:,} more {found.counted} would decide, 4 times in 5"
         if found.more
         else f"more {found.counted} may not decide"
     )
@@ -205,70 +268,20 @@ def comparisons(report: Mapping[str, Any], kind: str, **wanted: Any) -> Iterator
 
 
 def decide_exact(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """Size, parameters, MACs and peak memory: one figure without an interval; zero means that nothing was counted."""
+    """Size, parameters, MACs, energy, peak memory: one figure without an interval; 0 means that nothing was counted."""
     value = measured(subject, rule.metric)
     if value == 0:
         raise UnmeasuredError(f"{rule.metric} of {subject['name']} is 0, not a measurement")
-    note = "one fresh process" if rule.metric == "peak_memory_bytes" else ""
+    note = {"peak_memory_bytes": "one fresh process", "energy_j": "one steady measurement"}.get(rule.metric, "")
     return Evidence(
         interval=Interval(value=value, lower=value, upper=value), unit=METRICS[rule.metric].show, n=1, note=note
     )
 
 
-def _share(k: int, n: int, limit: Limit, against: str = "") -> Evidence:
-    bounds = exact_share(k, n, GATE_CONFIDENCE)
-    more = samples_by_width(bounds, n, limit.value)
-    return Evidence(interval=bounds, unit="fraction", n=n, more=more, against=against)
-
-
-def decide_accuracy(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """Top-1 by the exact (Clopper-Pearson) bound."""
-    value, n = measured(subject, "accuracy", "value"), measured(subject, "accuracy", "n")
-    if n < 1 or n != int(n) or value > 1:
-        raise UnmeasuredError(f"accuracy of {subject['name']} is {value} of {n} samples, not a share")
-    return _share(round(value * n), int(n), limit)
-
-
-def pairs_of(report: Mapping[str, Any], subject: Mapping[str, Any], against: str) -> tuple[Pairs, int, int]:
-    """Paired counts on the test split, the number of samples and how many answers agree; contradictions are refused."""
-    name = subject["name"]
-    for row, other in (
-        *((row, False) for row in comparisons(report, "accuracy", subject=name, against=against, split="test")),
-        *((row, True) for row in comparisons(report, "accuracy", subject=against, against=name, split="test")),
-    ):
-        keys = ("both", "only_subject", "only_against", "neither", "agree", "n")
-        counts = [row[key] for key in keys if type(row.get(key)) is int and row[key] >= 0]
-        if len(counts) != len(keys):
-            raise UnmeasuredError(f"the paired counts of {name} and {against} are not whole numbers")
-        both, only_subject, only_against, neither, agree, n = counts
-        if both + only_subject + only_against + neither != n or n == 0 or not both <= agree <= both + neither:
-            raise UnmeasuredError(f"the paired counts of {name} and {against} do not add up to their n of {n}")
-        if other:
-            only_subject, only_against = only_against, only_subject
-        right = measured(subject, "accuracy", "value") * n
-        if abs(right - both - only_subject) > 0.5 or measured(subject, "accuracy", "n") != n:
-            raise UnmeasuredError(f"the paired counts of {name} and {against} contradict the accuracy of {name}")
-        return Pairs(both=both, only_subject=only_subject, only_against=only_against, neither=neither), n, agree
-    subject_of(report, against)
-    raise UnmeasuredError(f"{name} and {against} were not compared sample by sample on the test split")
-
-
-def decide_accuracy_drop(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """Top-1 lost, in points or relative, by the score interval of paired samples."""
-    pairs, n, _ = pairs_of(report, subject, rule.against)
-    if limit.unit == "%rel" and pairs.both + pairs.only_against == 0:
-        raise UnmeasuredError(f"{rule.against} got nothing right; a relative drop does not exist")
-    interval = paired_relative_drop if limit.unit == "%rel" else paired_difference
-
-    def bounds(factor: float) -> Interval:
-        found = interval(pairs.scaled(factor), GATE_CONFIDENCE)
-        return Interval(value=100 * found.value, lower=100 * found.lower, upper=100 * found.upper)
-
-    more = samples_to_decide(bounds, n, limit.value)
-    return Evidence(interval=bounds(1.0), unit=limit.unit, n=n, more=more, against=rule.against)
-
-
-def decide_agreement(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """Share of samples with the same top-1 answer, right or wrong, by the exact bound."""
-    _, n, agree = pairs_of(report, subject, rule.against)
-    return _share(agree, n, limit, rule.against)
+def decide_int8_share(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
+    """What the file that ships holds, counted weight by weight; no interval, as nothing is sampled."""
+    share = measured(subject, "int8_share")
+    if share > 1:
+        raise UnmeasuredError(f"int8_share of {subject['name']} is {share}, not a share")
+    interval = Interval(value=share, lower=share, upper=share)
+    return Evidence(interval=interval, unit="fraction", n=1)

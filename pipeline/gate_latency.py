@@ -8,11 +8,12 @@ from typing import Any
 
 from pipeline.gate import Evidence, UnmeasuredError, comparisons, measured, subject_of
 from pipeline.gate_rules import Limit, Rule
-from pipeline.intervals import GATE_CONFIDENCE, Interval, median_bounds, samples_by_width
+from pipeline.intervals import GATE_CONFIDENCE, Interval, samples_by_width
+from pipeline.latency_evidence import block_median_bounds, late_share
 
 KIND = "device"
 MIN_BLOCKS = 30
-P90_MIN_SAMPLES = 64
+MIN_SAMPLES = {"p90": 64, "p99": 662}
 
 
 def latency_of(subject: Mapping[str, Any], *, kind: str = KIND) -> Mapping[str, Any]:
@@ -93,20 +94,31 @@ def decide_speedup(report: Mapping[str, Any], subject: Mapping[str, Any], rule: 
             raise UnmeasuredError(f"{name} and {other} were not measured at the same batch and threads")
     if not straight:
         ratio, lower, upper = 1 / ratio, 1 / upper, 1 / lower
-    bounds = Interval(value=float(ratio), lower=float(lower), upper=float(upper))
+    # The bootstrap takes rounds as independent. Order statistics of the rounds' ratios that allow for their
+    # correlation stand beside it, and the more careful bound decides.
+    found, worth = block_median_bounds([math.log(b / a) for a, b in zip(ours, theirs, strict=False)])
+    if found is None:
+        raise UnmeasuredError(f"the {blocks} blocks of {name} and {other} hang together like {worth}; measure longer")
+    low, high = math.exp(found.lower), math.exp(found.upper)
+    bounds = Interval(value=float(ratio), lower=min(float(lower), low), upper=max(float(upper), high))
     more = samples_by_width(bounds, blocks, limit.value)
-    return Evidence(
-        interval=bounds, unit="x", n=blocks, more=more, against=other, counted="blocks", note=_load(subject)
-    )
+    note = _load(subject, _hanging(blocks, worth, "blocks"))
+    return Evidence(interval=bounds, unit="x", n=blocks, more=more, against=other, counted="blocks", note=note)
 
 
-def _load(subject: Mapping[str, Any]) -> str:
+def _load(subject: Mapping[str, Any], more: str = "") -> str:
     entry = latency_of(subject)
     touched, blocks = entry.get("contaminated_blocks") or 0, entry.get("blocks") or 0
-    return f"{touched} of {blocks} blocks ran beside other load" if touched else ""
+    load = f"{touched} of {blocks} blocks ran beside other load" if touched else ""
+    return "; ".join(part for part in (more, load) if part)
 
 
-def _median(report: Mapping[str, Any], subject: Mapping[str, Any]) -> tuple[Interval, int]:
+def _hanging(n: int, worth: float, what: str) -> str:
+    """What a check says of autocorrelation; nothing where as good as none was found."""
+    return f"its {n:,} {what} hang together like {int(worth):,} independent ones" if worth < 0.9 * n else ""
+
+
+def _median(report: Mapping[str, Any], subject: Mapping[str, Any]) -> tuple[Interval, int, str]:
     """p50 with distribution-free bounds from the block medians of any side-by-side measurement of the subject."""
     value, name = _milliseconds(subject, "p50_ms"), subject["name"]
     sides = (("subject", {"subject": name}), ("against", {"against": name}))
@@ -114,41 +126,96 @@ def _median(report: Mapping[str, Any], subject: Mapping[str, Any]) -> tuple[Inte
     if not rows:
         raise UnmeasuredError(f"no block medians of {name} were recorded, so its latency has no interval")
     values = _blocks(*rows[0])
-    bounds = median_bounds(values, GATE_CONFIDENCE)
-    if len(values) < MIN_BLOCKS or bounds is None:
+    if len(values) < MIN_BLOCKS:
         raise UnmeasuredError(f"{len(values)} blocks of latency are too few; {MIN_BLOCKS} are needed (profile.blocks)")
-    return Interval(value=value, lower=min(bounds.lower, value), upper=max(bounds.upper, value)), len(values)
+    bounds, worth = block_median_bounds(values)
+    if bounds is None:
+        raise UnmeasuredError(f"the {len(values)} blocks of {name} hang together like {worth}; measure longer")
+    interval = Interval(value=value, lower=min(bounds.lower, value), upper=max(bounds.upper, value))
+    return interval, len(values), _hanging(len(values), worth, "blocks")
 
 
 def decide_latency_p50(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
     """The median, by order statistics of the block medians."""
-    bounds, blocks = _median(report, subject)
+    bounds, blocks, hanging = _median(report, subject)
     more = samples_by_width(bounds, blocks, limit.value)
-    return Evidence(interval=bounds, unit="ms", n=blocks, more=more, counted="blocks", note=_load(subject))
+    note = _load(subject, hanging)
+    return Evidence(interval=bounds, unit="ms", n=blocks, more=more, counted="blocks", note=note)
 
 
 def decide_latency_p90(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """The 90th percentile by MLPerf's order-statistic bound; the median's lower bound serves as its lower one."""
+    return _percentile(report, subject, limit, "p90")
+
+
+def decide_latency_p99(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
+    return _percentile(report, subject, limit, "p99")
+
+
+def _percentile(report: Mapping[str, Any], subject: Mapping[str, Any], limit: Limit, name: str) -> Evidence:
+    """A percentile by order statistics of as many independent queries as the recorded ones are worth.
+
+    Where that was not recorded (an older report), by MLPerf's bound, which takes queries as independent, and says so.
+    """
     entry = latency_of(subject)
-    n = entry.get("n")
-    if not isinstance(n, int) or n < P90_MIN_SAMPLES:
-        raise UnmeasuredError(f"{n} latencies of {subject['name']} are too few for p90; {P90_MIN_SAMPLES} are needed")
-    value, upper = _milliseconds(subject, "p90_ms"), _milliseconds(subject, "p90_bound_ms")
-    lower = entry.get("p90_lower_ms")
+    n, least = entry.get("n"), MIN_SAMPLES[name]
+    if not isinstance(n, int) or n < least:
+        raise UnmeasuredError(f"{n} latencies of {subject['name']} are too few for {name}; {least} are needed")
+    value = _milliseconds(subject, f"{name}_ms")
+    found = (entry.get("tails") or {}).get(name)
+    if found is None:
+        return _taken_as_independent(report, subject, limit, name)
+    upper, lower, worth = (found.get(key) for key in ("upper_ms", "lower_ms", "n_effective"))
+    if not isinstance(worth, int) or not 0 < worth <= n:
+        raise UnmeasuredError(f"the independence of the latencies of {subject['name']} was not checked")
+    hanging = _hanging(n, worth, "queries")
+    if upper is None:
+        raise UnmeasuredError(f"{hanging or f'{n} queries'} and are too few for {name}; {least} are needed")
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) and x > 0 for x in (upper, lower or 1.0)):
+        raise UnmeasuredError(f"the bounds of {name} of {subject['name']} are not positive numbers")
+    bounds = Interval(value=value, lower=min(float(lower or 0.0), value), upper=max(float(upper), value))
+    more = samples_by_width(bounds, n, limit.value)
+    note = _load(subject, hanging)
+    return Evidence(interval=bounds, unit="ms", n=n, more=more, counted="queries", note=note)
+
+
+def _taken_as_independent(report: Mapping[str, Any], subject: Mapping[str, Any], limit: Limit, name: str) -> Evidence:
+    entry, value = latency_of(subject), _milliseconds(subject, f"{name}_ms")
+    upper, lower = _milliseconds(subject, f"{name}_bound_ms"), entry.get(f"{name}_lower_ms")
     if not isinstance(lower, (int, float)):
         try:
             lower = _median(report, subject)[0].lower
         except UnmeasuredError:
             lower = 0.0  # without blocks the check can pass on its upper bound, but never be proven to fail
     bounds = Interval(value=value, lower=min(float(lower), value), upper=max(upper, value))
-    return Evidence(interval=bounds, unit="ms", n=n, note=_load(subject))
+    note = _load(subject, "its queries are taken as independent")
+    more = samples_by_width(bounds, int(entry["n"]), limit.value)
+    return Evidence(interval=bounds, unit="ms", n=int(entry["n"]), more=more, counted="queries", note=note)
+
+
+def decide_deadline_misses(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
+    """The share of queries slower than `deadline_ms`, exact bounds of as many independent ones as they are worth."""
+    tables = latency_of(subject).get("late") or ()
+    table = next((t for t in tables if t.get("deadline_ms") == rule.deadline_ms), None)
+    if table is None:
+        raise UnmeasuredError(
+            f"misses of {rule.deadline_ms:g} ms of {subject['name']} were not counted; put the rule into the recipe"
+        )
+    counts = [table.get(key) for key in ("count", "n", "n_effective", "longest_run")]
+    if any(type(x) is not int or x < 0 for x in counts) or not 0 < table["n_effective"] <= table["n"] >= table["count"]:
+        raise UnmeasuredError(f"the missed deadlines of {subject['name']} are not counts")
+    bounds, n = late_share(table), table["n"]
+    runs = f"{table['longest_run']} at most one after the other" if table["count"] else "none was missed"
+    note = _load(subject, "; ".join(part for part in (runs, _hanging(n, table["n_effective"], "queries")) if part))
+    more = samples_by_width(bounds, n, limit.value)
+    return Evidence(interval=bounds, unit="fraction", n=n, more=more, counted="queries", note=note)
 
 
 def decide_throughput(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
     """Images a second; its relative bounds are those of the median latency, turned over."""
     value = measured(subject, "throughput_per_s")
-    median, blocks = _median(report, subject)
+    median, blocks, hanging = _median(report, subject)
     lower, upper = value * median.value / median.upper, value * median.value / median.lower
     bounds = Interval(value=value, lower=lower, upper=upper)
     more = samples_by_width(bounds, blocks, limit.value)
-    return Evidence(interval=bounds, unit="/s", n=blocks, more=more, counted="blocks", note=_load(subject))
+    note = _load(subject, hanging)
+    return Evidence(interval=bounds, unit="/s", n=blocks, more=more, counted="blocks", note=note)

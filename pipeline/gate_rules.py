@@ -1,7 +1,6 @@
-"""What a gate may ask: one row a metric, and the strict reading of one `[[gate]]` rule.
+"""The strict reading of one `[[gate]]` rule, by the table of metrics.
 
-Imports nothing heavy and nothing of the recipe: the recipe imports this. A new metric is one row in `METRICS` and one
-function in the module that its decider names.
+Imports nothing heavy and nothing of the recipe: the recipe imports this.
 """
 
 from __future__ import annotations
@@ -10,132 +9,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pipeline.errors import nearest
+from pipeline.gate_metrics import METRICS, Direction
 from pipeline.quantities import show
-
-Direction = Literal["max", "min"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricRow:
-    """One metric: the way its limit points, the units that the limit may have, and who decides it.
-
-    `units` holds `""` where a bare number is meaningful (its unit then stands in the metric's name). `lowest` and
-    `highest` bound a sensible limit, in the unit `""`. `show` is the unit that values are displayed in,
-    `words` the heading that people read.
-    """
-
-    direction: Direction
-    units: tuple[str, ...]
-    needs_against: bool
-    decider: str
-    show: str
-    lowest: float = -math.inf
-    highest: float = math.inf
-    above: float = -math.inf
-    words: str
-    meaning: str
-
-
-def _share(words: str, *, needs_against: bool, decider: str, meaning: str) -> MetricRow:
-    return MetricRow(
-        direction="min",
-        units=("", "%"),
-        needs_against=needs_against,
-        decider=decider,
-        show="fraction",
-        lowest=0.0,
-        highest=1.0,
-        words=words,
-        meaning=meaning,
-    )
-
-
-def _amount(
-    words: str, show: str, decider: str, meaning: str, *, direction: Direction = "max", compared: bool = False
-) -> MetricRow:
-    return MetricRow(
-        direction=direction,
-        units=("",),
-        needs_against=compared,
-        decider=decider,
-        show=show,
-        above=0.0,
-        words=words,
-        meaning=meaning,
-    )
-
-
-def _mean(words: str, unit: str, meaning: str) -> dict[str, MetricRow]:
-    """The two rows of a metric that is a mean over images: what it is, and what it lost."""
-    name = words.lower().replace("-", "_")
-    value = MetricRow(
-        direction="min",
-        units=(unit,),
-        needs_against=False,
-        decider="pipeline.gate_dense:decide_value",
-        show=unit,
-        words=words,
-        meaning=f"mean {meaning} over the test images",
-    )
-    drop = MetricRow(
-        direction="max",
-        units=(unit,),
-        needs_against=True,
-        decider="pipeline.gate_dense:decide_drop",
-        show=unit,
-        words=f"{words} lost",
-        meaning=f"mean {meaning} lost against another subject, image by image",
-    )
-    return {name: value, f"{name}_drop": drop}
-
-
-_EXACT, _LATENCY = "pipeline.gate:decide_exact", "pipeline.gate_latency:decide_"
-
-METRICS: dict[str, MetricRow] = {
-    "accuracy": _share(
-        "Accuracy", needs_against=False, decider="pipeline.gate:decide_accuracy", meaning="top-1 on the test split"
-    ),
-    "accuracy_drop": MetricRow(
-        direction="max",
-        units=("pt", "%rel"),
-        needs_against=True,
-        decider="pipeline.gate:decide_accuracy_drop",
-        show="pt",
-        words="Accuracy lost",
-        meaning="top-1 lost against another subject, sample by sample",
-    ),
-    "agreement": _share(
-        "Same answers",
-        needs_against=True,
-        decider="pipeline.gate:decide_agreement",
-        meaning="share of equal top-1 answers",
-    ),
-    **_mean("PSNR", "dB", "peak signal-to-noise ratio"),
-    **_mean("SSIM", "pt", "structural similarity in hundredths"),
-    **_mean("Dice", "pt", "Dice coefficient in hundredths"),
-    **_mean("IoU", "pt", "intersection over union in hundredths"),
-    **_mean("F-measure", "pt", "F-measure of an image in hundredths"),
-    "speedup_p50": _amount(
-        "Speed-up",
-        "x",
-        _LATENCY + "speedup",
-        "the median latency of the other subject over its own",
-        direction="min",
-        compared=True,
-    ),
-    "latency_p50_ms": _amount("Median latency", "ms", _LATENCY + "latency_p50", "median latency, device time"),
-    "latency_p90_ms": _amount(
-        "90th percentile of latency", "ms", _LATENCY + "latency_p90", "90th percentile of latency, device time"
-    ),
-    "throughput_per_s": _amount("Throughput", "/s", _LATENCY + "throughput", "images a second", direction="min"),
-    "peak_memory_bytes": _amount("Peak memory", "bytes", _EXACT, "peak memory of a fresh process"),
-    "size_bytes": _amount("File size", "bytes", _EXACT, "size of the file that ships"),
-    "params": _amount("Parameters", "", _EXACT, "parameters"),
-    "macs": _amount("MACs an image", "", _EXACT, "multiply-accumulates of one image"),
-}
 
 _LIMIT = re.compile(r"\s*([+-]?(?:\d[\d_]*)(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([A-Za-z%]*)\s*")
 
@@ -153,17 +31,26 @@ class RuleLike(Protocol):
     def min(self) -> str | float | None: ...
     @property
     def subject(self) -> str: ...
+    @property
+    def slice(self) -> str: ...
+    @property
+    def deadline_ms(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A rule read from a report or a rules file; `subject` empty means the artifact chosen for release."""
+    """A rule read from a report or a rules file; `subject` empty means the artifact chosen for release.
+
+    `slice`: only the samples of a slice, `"column=value"`, or of its worst one, `"column"`. `deadline_ms`: 0 for none.
+    """
 
     metric: str
     against: str = ""
     max: str | float | None = None
     min: str | float | None = None
     subject: str = ""
+    slice: str = ""
+    deadline_ms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +63,15 @@ class Limit:
     text: str
 
 
+def check_metric(name: str) -> None:
+    """Refuse a name that no row of the table has, in one line. Raises `ValueError`."""
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}{nearest(name, list(METRICS))}")
+
+
 def parse_limit(rule: RuleLike) -> Limit:
     """The limit of `rule`. Raises `ValueError`, one line, for anything but one readable limit in an allowed unit."""
-    if rule.metric not in METRICS:
-        raise ValueError(f"unknown metric {rule.metric!r}{nearest(rule.metric, list(METRICS))}")
+    check_metric(rule.metric)
     row = METRICS[rule.metric]
     if (rule.max is None) == (rule.min is None):
         got = "neither" if rule.max is None else "both"
@@ -235,6 +127,17 @@ def check_rule(rule: RuleLike) -> None:
         raise ValueError(f"against = {rule.against!r}: {rule.metric} is not a comparison; remove against")
     if rule.subject and rule.subject == rule.against:
         raise ValueError(f"subject and against are both {rule.subject!r}; nothing would be compared")
+    if rule.slice and not row.sliced:
+        can = ", ".join(name for name, other in METRICS.items() if other.sliced)
+        raise ValueError(f"slice = {rule.slice!r}: {rule.metric} has no slices; {can} have")
+    if rule.slice and not all(part.strip() for part in rule.slice.split("=", 1)):
+        raise ValueError(f"slice = {rule.slice!r}: give a column, or column=value")
+    deadline = rule.deadline_ms
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not 0 <= deadline < math.inf:
+        raise ValueError(f"deadline_ms = {deadline!r}: give milliseconds, such as 33.3")
+    if (rule.metric == "deadline_misses") != (deadline > 0):
+        why = "says no deadline; add deadline_ms = 33.3" if not deadline else f"does not go with {rule.metric}"
+        raise ValueError(f"deadline_ms: {rule.metric} {why}" if not deadline else f"deadline_ms {why}; remove it")
 
 
 def rule_of(values: Mapping[str, Any]) -> Rule:
@@ -245,7 +148,10 @@ def rule_of(values: Mapping[str, Any]) -> Rule:
             raise ValueError(f"gate rule: unknown key {key!r}{nearest(key, known)}")
     if "metric" not in values:
         raise ValueError('gate rule: metric is missing; add metric = "accuracy_drop" or another one')
-    rule = Rule(**{**values, "against": values.get("against") or "", "subject": values.get("subject") or ""})
+    empty = {key: values.get(key) or "" for key in ("against", "subject", "slice")}
+    if not all(isinstance(value, str) for value in (values["metric"], *empty.values())):
+        raise ValueError("gate rule: metric, against, subject and slice are names; write them as text")
+    rule = Rule(**{**values, **empty, "deadline_ms": values.get("deadline_ms") or 0.0})
     check_rule(rule)
     return rule
 
@@ -254,6 +160,8 @@ def describe(rule: RuleLike) -> str:
     """The rule as people write it: `accuracy_drop against teacher <= 1.0pt`."""
     limit = parse_limit(rule)
     against = f" against {rule.against}" if rule.against else ""
+    against += f" of {rule.slice}" if rule.slice else ""
+    against += f" of {rule.deadline_ms:g} ms" if rule.deadline_ms else ""
     return f"{rule.metric}{against} {'<=' if limit.direction == 'max' else '>='} {limit.text}"
 
 
@@ -269,4 +177,4 @@ def heading(check: Mapping[str, Any]) -> str:
 def as_mapping(rule: RuleLike) -> dict[str, Any]:
     """The rule as a JSON-able table, without empty keys."""
     values = asdict(rule) if isinstance(rule, Rule) else {k: getattr(rule, k) for k in Rule.__dataclass_fields__}
-    return {key: value for key, value in values.items() if value not in ("", None)}
+    return {key: value for key, value in values.items() if value not in ("", None, 0.0)}

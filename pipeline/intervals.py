@@ -15,6 +15,7 @@ import numpy as np
 
 GATE_CONFIDENCE = 0.99
 MAX_SAMPLES = 10_000_000
+ASSURED = 0.8  # the chance with which the further samples that an undecided check asks for decide it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,35 +200,47 @@ def median_bounds(values: Sequence[float], confidence: float = GATE_CONFIDENCE) 
 def samples_to_decide(
     bounds: Callable[[float], Interval], n: int, limit: float, *, most: int = MAX_SAMPLES
 ) -> int | None:
-    """How many further samples would decide against `limit`, if the rates seen so far stay as they are.
+    """How many further samples would decide against `limit`, with a chance of `ASSURED`; 0 where it is decided.
 
-    `bounds(factor)` is the interval on `factor` times as many samples. None when the value sits on the limit or when
-    even `most` samples would not decide. An estimate for planning, not a promise.
+    `bounds(factor)` is the interval on `factor` times as many samples of the rates seen. The value will move, too: of n
+    values its predictive standard deviation on f n is that of the interval times sqrt(f - 1) (flat prior; assurance,
+    O'Hagan, Stevens and Campbell 2005, Pharm. Stat. 4:187). Counting with the value as it stands would decide in about
+    half of the cases only. None when even `most` samples would not do.
     """
 
-    def decided(factor: float) -> bool:
+    def assured(factor: float) -> bool:
         interval = bounds(factor)
-        return interval.upper <= limit or interval.lower > limit
+        spread = (interval.upper - interval.lower) / (2 * _z(GATE_CONFIDENCE)) * math.sqrt(factor - 1)
+        if spread <= 0 or not math.isfinite(spread):
+            return interval.upper <= limit or interval.lower > limit
+        normal = NormalDist(0, spread)
+        return normal.cdf(limit - interval.upper) + normal.cdf(interval.lower - limit) >= ASSURED
 
-    if decided(1.0):
+    if assured(1.0):
         return 0
     high = 2.0
-    while not decided(high):
+    while not assured(high):
         high *= 2
         if high * n > most:
             return None
     low = high / 2
     while (high - low) * n > 1:
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if decided(middle) else (middle, high)
-    return math.ceil(high * n) - n
+        low, high = (low, middle) if assured(middle) else (middle, high)
+    return max(1, math.ceil(high * n) - n)
 
 
 def samples_by_width(interval: Interval, n: int, limit: float, *, most: int = MAX_SAMPLES) -> int | None:
     """As `samples_to_decide`, for bounds whose width shrinks as 1/sqrt(n), such as those of latency blocks."""
-    gap = abs(limit - interval.value)
-    width = interval.upper - interval.value if limit > interval.value else interval.value - interval.lower
-    if gap == 0 or not math.isfinite(width):
+    if not all(math.isfinite(x) for x in (interval.value, interval.lower, interval.upper)):
         return None
-    needed = math.ceil(n * (width / gap) ** 2)
-    return max(1, needed - n) if needed <= most else None
+
+    def bounds(factor: float) -> Interval:
+        root = math.sqrt(factor)
+        return Interval(
+            value=interval.value,
+            lower=interval.value - (interval.value - interval.lower) / root,
+            upper=interval.value + (interval.upper - interval.value) / root,
+        )
+
+    return samples_to_decide(bounds, n, limit, most=most)

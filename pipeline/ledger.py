@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.gate import UnmeasuredError, comparisons, pairs_of, subject_of
+from pipeline.gate import UnmeasuredError, comparisons, subject_of
+from pipeline.gate_counts import pairs_of
 from pipeline.gate_latency import KIND, baseline, latency_of
 from pipeline.intervals import paired_difference
 from pipeline.quantities import ABSENT, show, signed

@@ -6,6 +6,7 @@ before anything is computed. Imports neither torch nor anything heavy.
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -248,6 +249,8 @@ class Sweep(Part):
 
 class Recipe(Part):
     """All of it. `smoke` holds overrides that shrink the recipe to seconds on digits."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"waiver"})
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""

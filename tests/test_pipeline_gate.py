@@ -103,7 +103,7 @@ def test_the_bound_decides_and_not_the_value(measured):
     assert one(measured, **rule, max=f"{bounds.bound_upper + 1e-6:.8f}pt").outcome == "pass"
     between = one(measured, **rule, max=f"{bounds.bound_upper - 1e-3:.8f}pt")
     assert between.outcome == "undecided"
-    assert 0 < between.more_samples < 100
+    assert between.more_samples > 100  # the value may move: just within reach is not enough
     assert one(measured, **rule, max=f"{bounds.bound_lower + 1e-3:.8f}pt").outcome == "undecided"
     assert one(measured, **rule, max=f"{bounds.bound_lower - 1e-3:.8f}pt").outcome == "fail"
 
@@ -149,6 +149,7 @@ def test_what_was_not_measured_never_passes(measured, metric, damage):
     loose = 0.001 if row.direction == "min" else {"pt": 99, "dB": 99, "fraction": 0.5}.get(row.show, 1e12)
     rule = {"metric": metric, row.direction: loose if "" in row.units else f"{loose}{row.units[0]}"}
     rule |= {"against": "teacher"} if row.needs_against else {}
+    rule |= {"deadline_ms": 5.0} if metric == "deadline_misses" else {}
     check = one(report, **rule)
     assert check.outcome != "pass"
     assert check.reason

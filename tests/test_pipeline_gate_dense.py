@@ -143,8 +143,10 @@ def test_points_and_fractions_are_told_apart_and_sides_may_be_swapped():
         ({"n": 9, "skewness": 0.1}, "9 images are too few for psnr_drop; 10 are needed"),
         (
             {"sd": math.nan},
-            f"the paired psnr_y of {CHOSEN} and teacher: n, mean, sd and skewness are [100, 1, nan, 0]; all must be "
-            "finite numbers",
+            (
+                f"the paired psnr_y of {CHOSEN} and teacher: n, mean, sd and skewness are [100, 1, nan, 0]; all must "
+                "be finite numbers"
+            ),
         ),
         ({"split": "validation"}, f"psnr of {CHOSEN} and teacher was not compared image by image on the test split"),
     ],

@@ -2,7 +2,9 @@
 
 import math
 from itertools import product
+from statistics import NormalDist
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,22 +128,48 @@ def test_median_bounds_are_order_statistics():
     assert median_bounds(range(7)) == Interval(value=3.0, lower=0.0, upper=6.0)
 
 
-def test_more_samples_decide_and_one_fewer_step_does_not():
+def test_more_samples_decide_with_the_chance_that_is_promised():
+    """Drops drawn evenly around the limit: of those undecided at first, 4 in 5 are decided by the samples asked for."""
+    rng = np.random.default_rng(1)
+    limit, asked, decided = 0.02, 0, 0
+    for _ in range(400):
+        n, changed = int(rng.choice([200, 1000, 5000])), rng.uniform(0.02, 0.15)
+        drop = np.clip(limit + rng.uniform(-4, 4) * math.sqrt(changed / n), -changed, changed)
+        chances = [(changed + drop) / 2, (changed - drop) / 2, 1 - changed]
+        b, c, rest = rng.multinomial(n, chances)
+        first = pairs(rest, b, c)
+        if (found := paired_difference(first)).upper <= limit or found.lower > limit:
+            continue
+        more = samples_to_decide(lambda factor, first=first: paired_difference(first.scaled(factor)), n, limit)
+        if more is None:
+            continue
+        b, c, rest = np.array([b, c, rest]) + rng.multinomial(more, chances)
+        found = paired_difference(pairs(rest, b, c))
+        asked, decided = asked + 1, decided + (found.upper <= limit or found.lower > limit)
+    assert asked > 150
+    assert decided / asked == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / asked))
+
+
+def test_what_is_decided_needs_no_more_and_what_sits_on_the_limit_needs_very_many():
     table = pairs(700, 10, 6, 3)
 
     def bounds(factor: float) -> Interval:
         return paired_difference(table.scaled(factor))
 
-    more = samples_to_decide(bounds, 719, 0.01)
-    assert more is not None
-    assert bounds((719 + more) / 719).upper <= 0.01 < bounds((719 + more - 5) / 719).upper
-    assert samples_to_decide(bounds, 719, bounds(1).value) is None
     assert samples_to_decide(bounds, 719, 0.5) == 0
+    assert samples_to_decide(bounds, 719, 0.01) > 719
+    assert samples_to_decide(bounds, 719, bounds(1).value, most=10_000) is None
 
 
 def test_width_shrinks_with_the_root():
-    assert samples_by_width(Interval(value=2.0, lower=1.8, upper=2.2), 30, 1.9) == 90
-    assert samples_by_width(Interval(value=2.0, lower=1.8, upper=2.2), 30, 2.0) is None
+    found = samples_by_width(Interval(value=2.0, lower=1.8, upper=2.2), 30, 1.9)
+    # normal bounds: P(decided) = Phi(((2 - 1.9) - w) / t) + Phi((-(2 - 1.9) - w) / t), w = 0.2 / sqrt(f), t of f - 1
+    z, f = Z99, (30 + found) / 30
+    w, t = 0.2 / math.sqrt(f), 0.2 / z / math.sqrt(f) * math.sqrt(f - 1)
+    normal = NormalDist()
+    assert normal.cdf((0.1 - w) / t) + normal.cdf((-0.1 - w) / t) == pytest.approx(0.8, abs=0.005)
+    assert samples_by_width(Interval(value=2.0, lower=2.0, upper=2.0), 30, 1.9) == 0
+    assert samples_by_width(Interval(value=2.0, lower=-math.inf, upper=2.2), 30, 1.9) is None
 
 
 @pytest.mark.parametrize(
