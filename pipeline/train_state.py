@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import pickle
@@ -17,6 +18,7 @@ from pipeline.schedule import Plateau
 
 STATE_FILE = "state.pt"
 STATE_VERSION = 2
+DIGEST_BYTES = hashlib.sha256().digest_size  # stands before the archive
 SHARE_OF_TIME = 0.02  # checkpoints may cost this much of the training time
 AT_LEAST_S = 10.0
 
@@ -82,16 +84,19 @@ class Checkpointer:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(self.path, buffer.getvalue())
+        content = buffer.getvalue()
+        write_bytes(self.path, hashlib.sha256(content).digest() + content)
         self.last = time.monotonic()
         self.cost = self.last - start
 
     def read(self) -> dict[str, Any] | None:
         """The state of an interrupted run; None when there is none that fits."""
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return None
+            stored = self.path.read_bytes()
+            # PyTorch reads its archives without looking at their checksums: a turned bit would become a weight.
+            if hashlib.sha256(content := stored[DIGEST_BYTES:]).digest() != stored[:DIGEST_BYTES]:
+                return None
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
             return None  # a damaged file (a failing disk) costs the progress, never the run
         if not isinstance(state, dict) or state.get("version") != STATE_VERSION or state.get("key") != self.key:

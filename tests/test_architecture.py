@@ -35,7 +35,8 @@ HEAVY = frozenset(
 CLI, CHAIN, STAGES, WORK, GROUND = 4, 3, 2, 1, 0
 RECIPE = ("pipeline.recipe", "pipeline.recipe_training")
 GROUND_MODULES = {
-    f"pipeline.{name}" for name in ("atomic", "environment", "errors", "lock", "manifest", "registry", "stage", "store")
+    f"pipeline.{name}"
+    for name in ("atomic", "environment", "errors", "lock", "manifest", "memory", "registry", "stage", "store")
 } | set(RECIPE)
 # The recipe asks the tables whether a name is known, when it is validated and not before.
 CHECKERS = {f"pipeline.{name}" for name in ("data", "gate_rules", "losses", "models", "recipe_modes", "tasks")}

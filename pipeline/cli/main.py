@@ -18,6 +18,7 @@ from pipeline.errors import (
     UserError,
     nearest,
 )
+from pipeline.memory import advice, out_of_memory
 from pipeline.registry import load
 
 # name -> (command, its line in --help), in the order of a first day with edgestill
@@ -123,11 +124,11 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in EXTRAS:
         return f"{package} is not installed; pip install 'edgestill[{EXTRAS[package]}]'", EXIT_COULD_NOT_RUN
+    if out_of_memory(error):
+        return advice(), EXIT_COULD_NOT_RUN
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}; look at the path, its permissions and the disk", EXIT_COULD_NOT_RUN
-    if isinstance(error, MemoryError):
-        return "out of memory; use a smaller batch, smaller images or --set data.memory_limit_mb", EXIT_COULD_NOT_RUN
     if type(error).__module__.partition(".")[0] in ("exporters", "profiles"):
         return str(error), EXIT_COULD_NOT_RUN
     first = (str(error).strip().splitlines() or ["no message"])[0]
