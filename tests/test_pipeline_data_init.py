@@ -24,7 +24,7 @@ def test_every_row_resolves(name):
         ({"name": "cifar01"}, "data.name: unknown data set 'cifar01'; did you mean 'cifar10'?"),
         (
             {"name": "x"},
-            "data.name: unknown data set 'x'; known: arrays, cifar10, cifar100, digits, fashion-mnist, imagefolder",
+            f"data.name: unknown data set 'x'; known: {', '.join(sorted(SOURCES))}",
         ),
         (
             {"name": "arrays"},

@@ -70,6 +70,7 @@ def datasets() -> list[Row]:
     from pipeline.data import DOWNLOADS, NEEDS_ROOT, SOURCES
 
     needs = {"digits": "sklearn", "imagefolder": "PIL", **dict.fromkeys(DOWNLOADS, "torchvision")}
+    needs |= {"sample-photographs": "sklearn", "photographs": "PIL", "bsds500-photographs": "PIL"}
     rows = []
     for name in SOURCES:
         what = f"data.root is {NEEDS_ROOT[name]}" if name in NEEDS_ROOT else "nothing to download"

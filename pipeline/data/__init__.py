@@ -1,7 +1,7 @@
 """Data sources by name. Importing this asks for nothing heavy: each source is imported when it is opened.
 
-A new source: one file with `open_source(data) -> Source` and `stamp(data)`, and one line in `SOURCES`; one whose targets
-are no classes has a line in `SERVES` too.
+A new source: one file with `open_source(data) -> Source` and `stamp(data)`, and one line in `SOURCES`; one whose
+targets are no classes has a line in `SERVES` too.
 """
 
 from __future__ import annotations
@@ -17,24 +17,38 @@ if TYPE_CHECKING:
 
 SOURCES: dict[str, str] = {
     "arrays": "pipeline.data.arrays:open_source",
+    "bsds500": "pipeline.data.bsds500:open_source",
+    "bsds500-photographs": "pipeline.data.super_resolution:open_bsds500",
     "cifar10": "pipeline.data.torchvision_sets:open_source",
     "cifar100": "pipeline.data.torchvision_sets:open_source",
     "digits": "pipeline.data.digits:open_source",
+    "drawn-edges": "pipeline.data.drawn_edges:open_source",
     "fashion-mnist": "pipeline.data.torchvision_sets:open_source",
     "imagefolder": "pipeline.data.imagefolder:open_source",
+    "photographs": "pipeline.data.super_resolution:open_photographs",
+    "sample-photographs": "pipeline.data.super_resolution:open_samples",
 }
 
 # Which tasks a source serves, where that is not classification: its targets are made for them.
 CLASSES = ("classification",)
-SERVES: dict[str, tuple[str, ...]] = {}
+SERVES: dict[str, tuple[str, ...]] = {
+    "bsds500": ("edges",),
+    "bsds500-photographs": ("super-resolution",),
+    "drawn-edges": ("edges",),
+    "photographs": ("super-resolution",),
+    "sample-photographs": ("super-resolution",),
+}
 
 # What a source needs from [data], with the example that its error shows.
 NEEDS_ROOT = {
     "arrays": "a .npz file with x_train, y_train, x_test and y_test",
+    "bsds500": "the folder or .zip of BSDS500",
+    "bsds500-photographs": "the folder or .zip of BSDS500",
     "cifar10": "the folder that holds, or will hold, the downloaded files",
     "cifar100": "the folder that holds, or will hold, the downloaded files",
     "fashion-mnist": "the folder that holds, or will hold, the downloaded files",
     "imagefolder": "a folder with one folder of images a class",
+    "photographs": "a folder of photographs, or of train/, val/ and test/",
 }
 NEEDS_IMAGE_SIZE = ("imagefolder",)
 DOWNLOADS = ("cifar10", "cifar100", "fashion-mnist")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,21 @@ def decode_image(content: bytes, side: int, channels: int = 3) -> np.ndarray:
     EXIF orientation is applied, gray and palette images become RGB, an alpha channel is dropped, 16 bits become 8.
     With channels = 1 the result is its luma (side, side, 1). Raises ValueError with a short reason.
     """
+
+    def cut(image: Any) -> np.ndarray:
+        fitted = fit(image, side)
+        return np.array(fitted) if channels == 3 else np.array(fitted.convert("L"))[..., None]
+
+    return _decoded(content, cut)
+
+
+def decode_whole(content: bytes) -> np.ndarray:
+    """As `decode_image`, in the size that the image has: uint8 RGB (H, W, 3)."""
+    return _decoded(content, np.array)
+
+
+def _decoded(content: bytes, use: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """`use` of the image as Pillow's RGB; it stands inside, since some files break only when their pixels are read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not content:
@@ -52,8 +68,7 @@ def decode_image(content: bytes, side: int, channels: int = 3) -> np.ndarray:
                 image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
-            fitted = fit(image.convert("RGB"), side)
-            return np.array(fitted) if channels == 3 else np.array(fitted.convert("L"))[..., None]
+            return use(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise ValueError(f"not a readable {', '.join(FORMATS)} image") from error
     except Exception as error:  # a decoder may raise anything on broken bytes: SyntaxError, struct.error, OSError, ...
@@ -113,7 +128,7 @@ class FolderImages:
         return [self._hashes[index] for index in indices]
 
     def load(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (B, S, S, C). Raises UserError naming the file that cannot be read any more."""
+        """uint8 (B, S, S, C). Raises UserError naming the file that cannot be read any more, or has changed."""
         # A loader's worker process is one of several already.
         threads = self.threads if multiprocessing.parent_process() is None else 0
         images = np.empty((len(indices), *self.shape), dtype=np.uint8)
@@ -124,6 +139,8 @@ class FolderImages:
                 images[place] = decode_image(path.read_bytes(), self.side, self.channels)
             except (OSError, ValueError) as error:
                 raise UserError(f"{path}: {_reason(error)}; it could be read when this run began") from error
+            if pixel_hash(images[place]) != self._hashes[indices[place]]:
+                raise UserError(f"{path}: changed while this run was going on; run it again")
 
         for _ in _threaded(one, range(len(indices)), threads):
             pass

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.tasks.protocol import Task
 
-TASKS = {"classification": "pipeline.tasks.classification:Classification"}
+TASKS = {
+    "classification": "pipeline.tasks.classification:Classification",
+    "edges": "pipeline.tasks.edges:Edges",
+    "super-resolution": "pipeline.tasks.super_resolution:SuperResolution",
+}
 
 
 def task_of(name: str) -> Task:
