@@ -20,7 +20,8 @@ LETTER = 6.7  # px a character at the charts' 12 px font, on the safe side
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A subject in the Pareto picture: latency in ms, accuracy as a fraction; `kind` is a CSS class."""
+    """A subject in the Pareto picture: latency in ms, the task's metric (accuracy as a fraction); `kind` is a CSS
+    class."""
 
     label: str
     x: float
@@ -80,19 +81,29 @@ def _rule(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
 
 
-def pareto(points: Sequence[Point], *, width: int, height: int, everyone: bool = True) -> str:
+def pareto(
+    points: Sequence[Point],
+    *,
+    width: int,
+    height: int,
+    everyone: bool = True,
+    axis: str = "top-1 accuracy, %",
+    unit: str = "fraction",
+) -> str:
     """Accuracy over latency (logarithmic); up and left is better. Empty when no point has both.
 
-    `everyone=False` names only the chosen one, the frontier and the trained subjects: for small screens.
+    `everyone=False` names only the chosen one, the frontier and the trained subjects: for small screens. `axis` names
+    another metric, whose values are in `unit`.
     """
+    factor, most, least_pad = (100.0, 1.0, 0.004) if unit == "fraction" else (1.0, math.inf, 0.02)
     points = [p for p in points if p.x > 0 and math.isfinite(p.x) and math.isfinite(p.y)]
     if not points:
         return ""
     left, right, top, bottom = 48, width - 14, 26, height - 40
     low_x, high_x = math.log10(min(p.x for p in points)) - 0.14, math.log10(max(p.x for p in points)) + 0.14
     low, high = min(p.y for p in points), max(p.y for p in points)
-    pad = max(0.004, 0.14 * (high - low))
-    low, high = low - pad, min(1.0 + pad / 4, high + pad)
+    pad = max(least_pad, 0.14 * (high - low))
+    low, high = low - pad, min(most + pad / 4, high + pad)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -101,14 +112,14 @@ def pareto(points: Sequence[Point], *, width: int, height: int, everyone: bool =
         )
 
     body = []
-    for value in ticks(100 * low, min(100.0, 100 * high), 5):
-        y = at(1, value / 100)[1]
+    for value in ticks(factor * low, factor * min(most, high), 5):
+        y = at(1, value / factor)[1]
         body += [_rule(left, y, right, y, "grid"), _text(left - 8, y + 4, f"{value:g}", anchor="end")]
     marks = log_ticks(10**low_x, 10**high_x)
     for value in marks if len(marks) <= width / 46 else [m for m in marks if f"{m:e}"[0] == "1"] or marks[:1]:
         x = at(value, low)[0]
         body += [_rule(x, top, x, bottom, "grid"), _text(x, bottom + 17, f"{value:g}", anchor="middle")]
-    body.append(_text(left - 40, 12, "top-1 accuracy, %", "axis"))
+    body.append(_text(left - 40, 12, axis, "axis"))
     body.append(_text(right, height - 5, "median latency, ms (logarithmic) \u2190 faster", "axis", "end"))
     best = [at(p.x, p.y) for p in frontier(points)]
     steps = " ".join(
@@ -124,11 +135,12 @@ def pareto(points: Sequence[Point], *, width: int, height: int, everyone: bool =
     labels, dots = _labels(named, (left, top, right, bottom)), []
     for x, y, point in placed:
         ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10.5" class="ring"/>' if point.chosen else ""
-        tip = escape(f"{point.label}: {show(point.y, 'fraction')}, {show(point.x, 'ms')}")
+        tip = escape(f"{point.label}: {show(point.y, unit)}, {show(point.x, 'ms')}")
         dots.append(
             f'{ring}<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" class="dot {point.kind}"><title>{tip}</title></circle>'
         )
-    return _svg(width, height, "Accuracy over median latency; up and left is better", body + labels + dots)
+    what = "Accuracy" if unit == "fraction" else axis
+    return _svg(width, height, f"{what} over median latency; up and left is better", body + labels + dots)
 
 
 def _labels(placed: list[tuple[float, float, Point]], frame: Box) -> list[str]:
@@ -176,8 +188,13 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def curves(lines: Sequence[Line], *, width: int, height: int, title: str, percent: bool = False) -> str:
-    """Lines over epochs, each named at its end. Values that are not finite break no chart: they are left out."""
+def curves(
+    lines: Sequence[Line], *, width: int, height: int, title: str, percent: bool = False, factor: float = 100.0
+) -> str:
+    """Lines over epochs, each named at its end. Values that are not finite break no chart: they are left out.
+
+    percent: a score, of which the last percents matter, shown times `factor`; else a loss, which ends near 0.
+    """
     shown = []
     for line in lines:
         pairs = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
@@ -204,7 +221,7 @@ def curves(lines: Sequence[Line], *, width: int, height: int, title: str, percen
     body = [_text(left - 34, 13, title, "axis")]
     for value in ticks(low, high, 4):
         y = at(first, value)[1]
-        text = f"{100 * value:g}" if percent else f"{value:g}"
+        text = f"{factor * value:g}" if percent else f"{value:g}"
         body += [_rule(left, y, right, y, "grid"), _text(left - 7, y + 4, text, anchor="end")]
     for value in [v for v in ticks(first, last, 5) if v == int(v)]:
         body.append(_text(at(value, low)[0], bottom + 16, f"{value:g}", anchor="middle"))

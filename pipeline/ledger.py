@@ -9,8 +9,10 @@ from typing import Any
 from pipeline.gate import UnmeasuredError, comparisons, subject_of
 from pipeline.gate_counts import pairs_of
 from pipeline.gate_latency import KIND, baseline, latency_of
-from pipeline.intervals import paired_difference
-from pipeline.quantities import ABSENT, show, signed
+from pipeline.intervals import Interval, paired_difference
+from pipeline.intervals_mean import mean_bounds, moments_of
+from pipeline.quantities import ABSENT, show
+from pipeline.task_words import Words, words_of
 
 RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 FIELD_NAMES = {
@@ -81,6 +83,7 @@ def title_of(subject: Mapping[str, Any]) -> str:
 
 
 def _row(report: Mapping[str, Any], subject: Mapping[str, Any], number: int) -> Row:
+    words = words_of(report)
     accuracy = subject.get("accuracy") or {}
     ci = accuracy.get("ci95") or (None, None)
     change, change_ci = _change(report, subject, "teacher")
@@ -98,8 +101,8 @@ def _row(report: Mapping[str, Any], subject: Mapping[str, Any], number: int) -> 
         precision=str(subject.get("precision")),
         chosen=subject["name"] == (report.get("selection") or {}).get("chosen"),
         accuracy=accuracy.get("value"),
-        accuracy_text=show(accuracy.get("value"), "fraction"),
-        accuracy_ci=_span(ci[0], ci[1], "fraction"),
+        accuracy_text=words.value(accuracy.get("value")),
+        accuracy_ci=words.bare(_span(ci[0], ci[1], words.show)),
         change_text=change,
         change_ci=change_ci,
         size_bytes=subject.get("size_bytes"),
@@ -124,16 +127,26 @@ def _span(lower: Any, upper: Any, unit: str) -> str:
 
 
 def _change(report: Mapping[str, Any], subject: Mapping[str, Any], against: str) -> tuple[str, str]:
-    """Accuracy against another subject in points, with the 95 % interval of paired samples."""
+    """The task's metric against another subject, in its unit, with the 95 % interval of paired samples."""
     if subject["name"] == against:
         return ABSENT, ""
+    words = words_of(report)
     try:
-        pairs = pairs_of(report, subject, against)[0]
-    except UnmeasuredError:
+        gain = _gained(report, subject, against, words)
+    except (UnmeasuredError, ValueError):
         return ABSENT, ""
-    drop = paired_difference(pairs, READING)
-    low, high = signed(-100 * drop.upper, "pt"), signed(-100 * drop.lower, "pt")
-    return signed(-100 * drop.value, "pt"), f"{low} to {high}".replace(" pt", "")
+    return words.change(gain.value), words.bare(f"{words.change(gain.lower)} to {words.change(gain.upper)}")
+
+
+def _gained(report: Mapping[str, Any], subject: Mapping[str, Any], against: str, words: Words) -> Interval:
+    """In the unit of a difference. Raises UnmeasuredError or ValueError for what was not compared."""
+    if words.pictures:
+        for row in comparisons(report, "metric", subject=subject["name"], against=against, split="test"):
+            if row.get("metric") == words.metric:
+                return mean_bounds(moments_of(row), READING)
+        raise UnmeasuredError(f"{words.metric} of {subject['name']} and {against} was not compared")
+    drop = paired_difference(pairs_of(report, subject, against)[0], READING)
+    return Interval(value=-100 * drop.value, lower=-100 * drop.upper, upper=-100 * drop.lower)
 
 
 def _speedup(report: Mapping[str, Any], subject: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -175,14 +188,15 @@ def _hop(report: Mapping[str, Any], subject: Mapping[str, Any], before: Mapping[
     except UnmeasuredError:
         p50 = ABSENT
     now, then = (None if s is None else (s.get("accuracy") or {}).get("value") for s in (subject, before))
-    gap = None if now is None or then is None else 100 * (now - then)
-    tone = "flat" if gap is None or abs(gap) < 0.05 else ("up" if gap > 0 else "down")
+    words = words_of(report)
+    gap = None if now is None or then is None else words.gap(now, then)
+    tone = "flat" if gap is None or abs(gap) < words.flat else ("up" if gap > 0 else "down")
     return Hop(
         title=title_of(subject),
         detail=RUNTIME_NAMES.get(str(timed.get("runtime")), str(timed.get("runtime"))),
         chosen=chosen,
-        accuracy=show(now, "fraction"),
-        change=signed(gap, "pt") if before is not None else "",
+        accuracy=words.value(now),
+        change="" if before is None else words.bare(words.change(gap)) if words.pictures else words.change(gap),
         tone=tone,
         p50=p50,
         size=show(subject.get("size_bytes"), "bytes"),
@@ -222,7 +236,7 @@ def tiles(report: Mapping[str, Any]) -> list[Tile]:
     change = f"{row.change_text} against the teacher" if row.change_text != ABSENT else "not compared"
     speed = f"{row.speedup_text} as fast as the teacher" if row.speedup_text != ABSENT else "not compared"
     return [
-        Tile(name="top-1 accuracy", value=row.accuracy_text, against=change, tone="accuracy"),
+        Tile(name=words_of(report).title, value=row.accuracy_text, against=change, tone="accuracy"),
         Tile(name="median latency", value=row.p50_text, against=speed, tone="latency"),
         *(
             Tile(
@@ -234,7 +248,7 @@ def tiles(report: Mapping[str, Any]) -> list[Tile]:
             for name, key, unit in (
                 ("file size", "size_bytes", "bytes"),
                 ("peak memory", "peak_memory_bytes", "bytes"),
-                ("MACs an image", "macs", ""),
+                ("MACs a tile" if words_of(report).pictures else "MACs an image", "macs", ""),
             )
         ),
     ]

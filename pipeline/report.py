@@ -12,6 +12,7 @@ from pipeline import charts, ledger
 from pipeline.errors import UserError
 from pipeline.gate_rules import heading
 from pipeline.quantities import ABSENT, show, signed
+from pipeline.task_words import words_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -156,6 +157,8 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "checks": sorted(report["gates"], key=lambda c: order.get(c["outcome"], 1)),
         "distillation": report.get("distillation"),
         "trained": trained,
+        "words": words_of(report),
+        "pictures": report.get("pictures") or [],
         "facts": facts_of(environment),
         "packages": sorted((environment.get("packages") or {}).items()),
         "data": data,
@@ -204,6 +207,7 @@ def facts_of(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _drawings(report: Mapping[str, Any]) -> dict[str, Any]:
+    words = words_of(report)
     points = [
         charts.Point(
             label=subject_row.name,
@@ -233,10 +237,18 @@ def _drawings(report: Mapping[str, Any]) -> dict[str, Any]:
     halves = {"wide": (486, 280), "narrow": (326, 240)}
     return {
         "pareto": {
-            name: charts.pareto(points, width=w, height=h, everyone=name == "wide") for name, (w, h) in sizes.items()
+            name: charts.pareto(points, width=w, height=h, everyone=name == "wide", axis=words.axis, unit=words.show)
+            for name, (w, h) in sizes.items()
         },
         "accuracy_curves": {
-            name: charts.curves(accuracy, width=w, height=h, title="validation accuracy, %", percent=True)
+            name: charts.curves(
+                accuracy,
+                width=w,
+                height=h,
+                title=f"validation {words.axis.removeprefix('top-1 ')}",
+                percent=True,
+                factor=words.factor,
+            )
             for name, (w, h) in halves.items()
         },
         "loss_curves": {
@@ -266,7 +278,7 @@ def print_ledger(report: Mapping[str, Any], console: Console, *, folder: Path, f
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("subject", "accuracy", "vs teacher", "size", "p50", "speed-up", "memory", "MACs"):
+    for name in ("subject", words_of(report).noun, "vs teacher", "size", "p50", "speed-up", "memory", "MACs"):
         table.add_column(name, justify="left" if name == "subject" else "right", no_wrap=True)
     for row in ledger.rows(report):
         style = "bold green" if row.chosen else ("dim" if row.role == "control" else "")
