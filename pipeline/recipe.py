@@ -51,7 +51,7 @@ __all__ = [
 class Data(Part):
     """Where the images come from."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"patch", "patches", "scale", "blur", "consensus"})
+    later: ClassVar[frozenset[str]] = frozenset({"patch", "patches", "scale", "blur", "consensus", "edge_width"})
 
     name: str = Field(description="the data set: edgestill list datasets")
     root: str = Field("", description="the folder or file that holds the data; relative to the working directory")
@@ -77,6 +77,9 @@ class Data(Part):
     consensus: Fraction = Field(
         0.0, description="edges: share of the annotators who must have drawn a pixel; 0: the data set's own"
     )
+    edge_width: Count = Field(
+        0, description="edges: width in pixels, odd, of the lines that the target is drawn with; 0: the data set's own"
+    )
 
 
 class Export(Part):
@@ -84,7 +87,9 @@ class Export(Part):
 
     format: Literal["onnx"] = "onnx"
     opset: Annotated[int, Field(ge=18, le=24)] = Field(18, description="ONNX operator set")
-    precisions: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
+    precisions: tuple[Literal["fp32", "fp16", "int8-linear"], ...] = Field(
+        ("fp32", "fp16"), description="int8-linear: bitsandbytes' linear layers, for torch alone"
+    )
     batch: AtLeastOne = Field(1, description="the static batch")
     dynamic_batch: bool = Field(False, description="leave the batch open; parity is then checked at two sizes")
 
@@ -112,8 +117,10 @@ class Quantize(Part):
 
     later: ClassVar[frozenset[str]] = frozenset({"ladder", "ladder_stop", "qat"})
 
-    forms: tuple[Literal["portable", "cpu"], ...] = Field(
-        ("portable", "cpu"), description="portable: signed, TensorRT and OpenVINO; cpu: unsigned, ONNX Runtime"
+    forms: tuple[Literal["portable", "cpu", "gpu", "trt86", "nncf"], ...] = Field(
+        ("portable", "cpu"),
+        description="portable: signed, TensorRT and OpenVINO; cpu: unsigned, ONNX Runtime; gpu: fp16 leftovers, for "
+        "TensorRT 10 and later; trt86: opset 17, for TensorRT 8.6; nncf: OpenVINO's own, where NNCF is installed",
     )
     samples: AtLeastOne = Field(256, description="calibration images")
     method: Literal["minmax", "entropy", "percentile"] = Field(

@@ -43,6 +43,12 @@ ROWS: dict[str, Loss] = {
     "attention_transfer": Loss(
         where="pipeline.losses.attention_transfer:attention_transfer", taps="maps", answers="both"
     ),
+    "binary_cross_entropy": Loss(
+        where="pipeline.losses.binary_cross_entropy:binary_cross_entropy",
+        options={"pos_weight": 10.0},
+        taught=False,
+        answers="pictures",
+    ),
     "crd": Loss(
         where="pipeline.losses.crd:CRD",
         options={"dimensions": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
@@ -81,6 +87,7 @@ ROWS: dict[str, Loss] = {
         relation=True,
         answers="both",
     ),
+    "sigmoid_mse": Loss(where="pipeline.losses.sigmoid_mse:sigmoid_mse", answers="pictures"),
     "similarity_preserving": Loss(
         where="pipeline.losses.similarity_preserving:similarity_preserving", taps="map", relation=True, answers="both"
     ),
@@ -111,6 +118,7 @@ RANGES: dict[str, Range] = {
     "label_smoothing": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
     "momentum": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
     "negatives": AT_LEAST_ONE,
+    "pos_weight": POSITIVE,
     "temperature": POSITIVE,
 }
 

@@ -3,7 +3,8 @@
 A name is a family (`cifar-resnet56?shortcut=A`), one of torchvision's classifiers (`torchvision:resnet34`) or a builder
 of the user's own (`my_pkg.my_module:build`); `?key=value&key=value` passes arguments to all three. `pruned:` before any
 of them, with a share of its multiply-accumulates (`pruned:cifar-resnet56?macs=0.5&shortcut=A`), removes channels.
-`spandrel:FILE` is the super-resolution network of a checkpoint, found out from its tensors by spandrel.
+`spandrel:FILE` is the super-resolution network of a checkpoint, found out from its tensors by spandrel,
+`smp:Unet?encoder=resnet34` one of segmentation-models-pytorch.
 A new family: one file and one line in `MODELS` (and in `OPTIONS`, so that a recipe is checked without importing torch).
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError, UserError, nearest
 from pipeline.models.options import OPTIONS as OPTIONS
-from pipeline.models.options import check_options, check_spandrel
+from pipeline.models.options import check_options, check_smp, check_spandrel
 from pipeline.registry import load
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ MODELS: dict[str, str] = {
 
 TORCHVISION = "torchvision"
 SPANDREL = "spandrel"
+SMP = "smp"
 PRUNED = "pruned"
-PREFIXES = (TORCHVISION, SPANDREL, PRUNED)
+PREFIXES = (TORCHVISION, SPANDREL, SMP, PRUNED)
 SIDES = {"scene-cnn": 150}  # pixels that a family is made for, where they are not a CIFAR image's 32
 CHANNELS = (1, 3)
 
@@ -134,6 +136,8 @@ def _check(name: ModelName) -> None:
         check_torchvision(name)
     elif name.source == SPANDREL:
         check_spandrel(name)
+    elif name.source == SMP:
+        check_smp(name)
     elif name.source == "module":
         from pipeline.models.user_module import check_target
 
@@ -157,7 +161,13 @@ def _check_pruned(name: ModelName) -> None:
 
 def _check_family(name: ModelName) -> None:
     if name.family not in MODELS:
-        known = [*MODELS, f"{TORCHVISION}:NAME", f"{SPANDREL}:FILE", "my_pkg.my_module:build"]
+        known = [
+            *MODELS,
+            f"{TORCHVISION}:NAME",
+            f"{SPANDREL}:FILE",
+            f"{SMP}:Unet?encoder=NAME",
+            "my_pkg.my_module:build",
+        ]
         raise RecipeError(f"unknown model {name.family!r}{nearest(name.family, known)}")
     check_options(name)
 
@@ -206,6 +216,10 @@ def _build(name: ModelName, *, num_classes: int | None, in_channels: int) -> nn.
         from pipeline.models.spandrel_models import build_spandrel
 
         return build_spandrel(name, in_channels=in_channels)
+    if name.source == SMP:
+        from pipeline.models.segmentation_networks import build_smp
+
+        return build_smp(name, num_classes=num_classes, in_channels=in_channels)
     if name.source == "module":
         from pipeline.models.user_module import build_user
 
@@ -250,6 +264,8 @@ def source_stamp(model: str, weights: str = "") -> dict[str, str | None]:
         stamp["weights"] = _sha256(Path(weights))
     if name.source == SPANDREL:
         stamp["checkpoint"] = _sha256(Path(name.family.partition(":")[2]))
+    if name.source == SMP and "encoder_weights" in name.args:
+        stamp["encoder_weights"] = _sha256(Path(str(name.args["encoder_weights"])))
     if name.source == "module":
         from pipeline.models.user_module import find_source
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 LARGEST_WIDTH = 16
 SCENE_BLOCKS = (4, 6, 8, 10, 12)
 SCALES = (2, 3, 4, 8)
+# segmentation-models-pytorch's networks that answer with a picture of the input's size.
+SMP = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus")
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".th")
 MOST_BLOCKS = 64
 MOST_CHANNELS = 1024
@@ -97,3 +99,17 @@ def check_spandrel(name: ModelName) -> None:
         raise RecipeError(f"model {str(name)!r}: write a checkpoint after 'spandrel:', a {', '.join(CHECKPOINTS)} file")
     if name.args:
         raise RecipeError(f"model {name.family!r} has no option {next(iter(name.args))!r}; its checkpoint says all")
+
+
+def check_smp(name: ModelName) -> None:
+    """Refuse an `smp:NETWORK?encoder=NAME` that cannot be; whether there is such an encoder, building says."""
+    network = name.family.partition(":")[2]
+    if network not in SMP:
+        raise RecipeError(f"segmentation-models-pytorch: no network {network!r}{nearest(network, list(SMP))}")
+    for key in name.args:
+        if key not in ("encoder", "encoder_weights"):
+            raise RecipeError(
+                f"model {name.family!r} has no option {key!r}{nearest(key, ['encoder', 'encoder_weights'])}"
+            )
+    if not isinstance(name.args.get("encoder"), str):
+        raise RecipeError(f"model {str(name)!r}: encoder is missing; write one such as {name.family}?encoder=resnet34")
