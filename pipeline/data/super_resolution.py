@@ -123,13 +123,7 @@ COLUMNS = {"train": (0, 1, 2), "val": (3,), "test": (4, 5)}
 def open_samples(data: Data) -> Source:
     """Source `sample-photographs`: 24 squares to train on, 8 for validation, 16 for test, from other parts of the same
     two photographs (scikit-learn's `china.jpg` and `flower.jpg`, CC BY 2.0)."""
-    try:
-        from sklearn.datasets import load_sample_images
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"data.name = {data.name!r} needs scikit-learn; install it with: pip install scikit-learn"
-        ) from error
-    photographs = load_sample_images().images
+    photographs = [_read(path) for path in _samples(data.name)]
     squares = {
         split: [
             photograph[SQUARE * row : SQUARE * (row + 1), SQUARE * column : SQUARE * (column + 1)]
@@ -144,6 +138,18 @@ def open_samples(data: Data) -> Source:
     }
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(photograph).tobytes() for photograph in photographs))
     return _source(data, pairs, digest.hexdigest())
+
+
+def _samples(name: str) -> list[Path]:
+    """scikit-learn's photographs, found without importing it, which takes seconds."""
+    from pipeline.models.find_module import find_module
+
+    spec = find_module("sklearn.datasets")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    paths = [Path(folder) / "images" / file for folder in folders for file in ("china.jpg", "flower.jpg")]
+    if not paths or not all(path.is_file() for path in paths):
+        raise UserError(f"data.name = {name!r} needs scikit-learn; install it with: pip install scikit-learn")
+    return paths
 
 
 def stamp(data: Data) -> Any:
