@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.atomic import write_bytes
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage
-from pipeline.stages import data, distill, evaluate, export, gate, profile, quantize, teacher
+from pipeline.stages import data, distill, evaluate, export, gate, ladder, profile, qat, quantize, teacher
+from pipeline.stages.subjects import climbed
 from pipeline.teamwork import led
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ RELEASE = "release"
 def stages(recipe: Recipe, *, command: str = "") -> tuple[Stage, ...]:
     """Every stage of the recipe, each after what it needs. Cheap: nothing is opened or imported for it."""
     int8 = (quantize.stage(recipe),) if recipe.quantize else ()
+    climb = {"ladder": ladder.stage, "qat": qat.stage}
     found = (
         data.stage(recipe),
         *teacher.stages(recipe),
         *distill.stages(recipe),
         export.stage(recipe),
         *int8,
+        *(climb[name](recipe) for name in climbed(recipe)),
         evaluate.stage(recipe),
         profile.stage(recipe),
         gate.stage(recipe, command),

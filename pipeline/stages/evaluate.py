@@ -17,7 +17,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages import distill, export, quantize, teacher
 from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import prepared
-from pipeline.stages.subjects import TORCH, Judged, judged, opened, runtimes
+from pipeline.stages.subjects import TORCH, Judged, climbed, judged, opened, runtimes
 from pipeline.tasks import task_of
 
 NAME = "evaluate"
@@ -29,6 +29,11 @@ MOST_PICTURED = 2  # int8 forms
 
 def needs(recipe: Recipe) -> tuple[str, ...]:
     """Everything that is judged, the networks of further seeds left out."""
+    return (*before_ladder(recipe), *climbed(recipe))
+
+
+def before_ladder(recipe: Recipe) -> tuple[str, ...]:
+    """The same without what the precision ladder adds."""
     control = (distill.CONTROL,) if recipe.distill.control else ()
     int8 = (quantize.NAME,) if recipe.quantize else ()
     return (DATA, teacher.NAME, *distill.generations(recipe), distill.NAME, *control, export.NAME, *int8)

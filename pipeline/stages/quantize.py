@@ -24,7 +24,7 @@ def stage(recipe: Recipe) -> Stage:
         name=NAME,
         version=1,
         needs=(DATA, export.NAME),
-        config={"quantize": recipe.quantize.model_dump(mode="json")},
+        config={"quantize": recipe.quantize.model_dump(mode="json", exclude={"ladder", "ladder_stop", "qat"})},
         run=functools.partial(run, recipe),
     )
 

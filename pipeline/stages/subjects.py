@@ -16,6 +16,7 @@ from pipeline.stages import distill, export, quantize, teacher
 from pipeline.stages.export import preprocessing_of
 
 TORCH = "torch"
+CLIMBED = ("ladder", "qat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,13 @@ class Judged:
     runtime: str
     path: Path
     parity: dict[str, Any] | None = None
+
+
+def climbed(recipe: Recipe) -> tuple[str, ...]:
+    """The stages of the precision ladder, whose artifacts are judged with all others; none where nobody asks for it."""
+    if not recipe.quantize or not recipe.quantize.rungs:
+        return ()
+    return CLIMBED if "qat" in recipe.quantize.rungs else CLIMBED[:1]
 
 
 def runtimes(recipe: Recipe) -> tuple[str, ...]:
@@ -68,7 +76,7 @@ def judged(recipe: Recipe, inputs: Mapping[str, Path]) -> list[Judged]:
         for role, name, stage in trained
     ]
     available = runtimes(recipe)
-    for stage in (export.NAME, quantize.NAME):
+    for stage in (export.NAME, quantize.NAME, *CLIMBED):
         if stage not in inputs:
             continue
         index = json.loads((inputs[stage] / export.INDEX).read_text())
@@ -94,7 +102,8 @@ def judged(recipe: Recipe, inputs: Mapping[str, Path]) -> list[Judged]:
 def runs_well(artifact: str, runtime: str, available: tuple[str, ...]) -> bool:
     """The portable int8 form is for TensorRT and OpenVINO: on ONNX Runtime's CPU provider it has no int8 kernels (it
     is slower than fp32), so it is judged there only when nothing else can run it."""
-    return not (artifact == "onnx-int8" and runtime == "onnxruntime" and len(available) > 1)
+    portable = artifact.startswith("onnx-int8") and not artifact.startswith("onnx-int8-cpu")
+    return not (portable and runtime == "onnxruntime" and len(available) > 1)
 
 
 @contextmanager
