@@ -74,7 +74,7 @@ def open_gpu(device: str, library: Any = None, environment: Mapping[str, str] | 
         try:
             import pynvml as library  # pyright: ignore[reportMissingImports]
         except ImportError:
-            return "NVML is not read: nvidia-ml-py is not installed; pip install nvidia-ml-py"
+            return "NVML is not read: nvidia-ml-py is not installed; pip install 'edgestill[nvml]'"
     number = device.partition(":")[2] or "0"
     visible = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in visible.split(",") if name.strip()]

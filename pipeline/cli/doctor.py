@@ -34,6 +34,12 @@ ABILITIES: dict[str, tuple[str, dict[str, str]]] = {
     "run on ONNX Runtime": ("ort", {"onnxruntime": "onnxruntime"}),
     "run on OpenVINO": ("openvino", {"openvino": "openvino"}),
 }
+# what the exporters do that have no row above
+TITLES = {
+    "openvino": "convert to OpenVINO",
+    "nncf": "quantize with NNCF",
+    "int8-linear": "int8 linear layers of bitsandbytes",
+}
 # any of these gives a processor products of 8-bit numbers that beat 32-bit ones
 INT8_FLAGS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 LOW_DISK_BYTES = 2 << 30
@@ -50,11 +56,32 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Every ability in order, asked without importing a library."""
-    return [*(_finding(name, extra, modules) for name, (extra, modules) in ABILITIES.items()), *_on_gpus()]
+    return [*(_finding(name, extra, modules) for name, (extra, modules) in ABILITIES.items()), *_further(), *_on_gpus()]
+
+
+def _further() -> list[Finding]:
+    """Exporters and runtimes that say themselves why they cannot work here; no row of ABILITIES has them."""
+    from exporters import EXPORTERS, GPU_ONLY, unavailable
+    from pipeline.registry import load
+
+    found = [
+        _own(TITLES.get(name, f"export {name}"), name, load(target)().unavailable())
+        for name, target in EXPORTERS.items()
+        if name not in GPU_ONLY and name != "onnx"
+    ]
+    return [*found, _own("compile torch modules", "torch-compile", unavailable("torch-compile"))]
+
+
+def _own(ability: str, name: str, reason: str | None) -> Finding:
+    from exporters import PACKAGES
+
+    package = PACKAGES[name][0] if name in PACKAGES else name
+    version = _version(package)
+    return Finding(ability=ability, versions={} if version == "unknown" else {package: version}, unavailable=reason)
 
 
 def _on_gpus() -> list[Finding]:
-    """What TensorRT's editions can do here; apart, because no other machine has a use for their install line."""
+    """What needs an NVIDIA GPU; apart, because no other machine has a use for their install line."""
     from exporters import EXPORTERS, GPU_ONLY, PACKAGES, unavailable
     from pipeline.registry import load
 
@@ -62,12 +89,23 @@ def _on_gpus() -> list[Finding]:
     for name in GPU_ONLY:
         version = _version(PACKAGES[name][0])
         versions = {} if version == "unknown" else {name: version}
-        reasons = {"build": load(EXPORTERS[name])().unavailable(), "run": unavailable(name, "cuda:0")}
-        found += [
-            Finding(ability=f"{verb} {name} engines", versions=versions, unavailable=reason)
-            for verb, reason in reasons.items()
-        ]
-    return found
+        reasons = {f"run on {name}": unavailable(name, "cuda:0")}
+        if name in EXPORTERS:
+            reasons = {
+                f"build {name} engines": load(EXPORTERS[name])().unavailable(),
+                f"run {name} engines": reasons[f"run on {name}"],
+            }
+        found += [Finding(ability=what, versions=versions, unavailable=why) for what, why in reasons.items()]
+    absent = importlib.util.find_spec("pynvml") is None
+    version = _version("nvidia-ml-py")
+    return [
+        *found,
+        Finding(
+            ability="read a GPU's energy and clocks",
+            versions={} if absent else {"nvidia-ml-py": version},
+            unavailable="nvidia-ml-py not installed; pip install 'edgestill[nvml]'" if absent else None,
+        ),
+    ]
 
 
 def _finding(name: str, extra: str, modules: dict[str, str]) -> Finding:
@@ -119,9 +157,19 @@ def _installed(package: str) -> bool:
 
 
 @click.command()
+@click.option("--device", metavar="NAME", help="Say instead what will work on a target, such as jetson-orin-nano.")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine can train, export and run, and how to install what is missing."""
+def doctor(device: str | None, as_json: bool) -> None:
+    """Say what this machine can train, export and run, and how to install what is missing.
+
+    With --device, before anything is exported: which precisions and operator sets a target takes, release by release.
+    """
+    if device is not None:
+        from pipeline.cli.doctor_device import about, show_target
+
+        told = about(device)
+        print_json(told) if as_json else show_target(told)
+        return
     from pipeline.environment import devices
     from pipeline.quantities import show
     from profiles.machine import machine

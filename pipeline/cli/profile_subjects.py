@@ -47,9 +47,10 @@ def candidates_of(
     if subject.kind == "engine":
         _needs_gpu(subject, device)
     elif subject.kind != "onnx":
-        if subject.runtime not in ("", "torch"):
-            raise UserError(f"{text}: {subject.runtime} runs ONNX files; export it, or leave out @{subject.runtime}")
-        return [_on_torch(subject, inputs, classes, device=device, threads=threads)]
+        runtime = subject.runtime or "torch"
+        if not reads_modules(runtime):
+            raise UserError(f"{text}: {runtime} runs ONNX files; export it, or leave out @{runtime}")
+        return [_on_torch(subject, inputs, classes, runtime=runtime, device=device, threads=threads)]
     for name in runtimes:
         if name not in RUNTIMES:
             raise UserError(f"--runtime: unknown runtime {name!r}{nearest(name, list(RUNTIMES))}")
@@ -78,7 +79,9 @@ def candidates_of(
 
 def reads_modules(runtime: str) -> bool:
     """Whether a runtime takes torch modules, and no files."""
-    return runtime.partition("-")[0] == "torch"
+    from exporters import MODULE_RUNTIMES
+
+    return runtime in MODULE_RUNTIMES
 
 
 def _needs_gpu(subject: Subject, device: str) -> None:
@@ -96,21 +99,30 @@ def _needs_gpu(subject: Subject, device: str) -> None:
 
 
 def _on_torch(
-    subject: Subject, inputs: tuple[InputShape, ...], classes: int | None, *, device: str, threads: int
+    subject: Subject,
+    inputs: tuple[InputShape, ...],
+    classes: int | None,
+    *,
+    runtime: str,
+    device: str,
+    threads: int,
 ) -> Candidate:
-    from exporters.run_torch import TorchRunner
+    from exporters import RUNTIMES, unavailable
+    from pipeline.registry import load
 
+    if reason := unavailable(runtime, device):
+        raise UserError(f"{subject.text}: {runtime} cannot run it here: {reason}")
     module, shape = module_of(subject, one_shape(inputs, subject), classes)
-    arguments = {"text": subject.text, "shape": list(shape), "classes": classes}
+    name = str(subject.path) if subject.kind == "checkpoint" else subject.text
     return Candidate(
-        name=f"{subject.text}@torch",
+        name=f"{name}@{runtime}",
         subject=subject,
-        runtime="torch",
-        runner=TorchRunner(module, threads=threads, input_shape=shape, device=device),
+        runtime=runtime,
+        runner=load(RUNTIMES[runtime])(module, threads=threads, input_shape=shape, device=device),
         request={
-            "runtime": "torch",
+            "runtime": runtime,
             "builder": "pipeline.cli.profile_subjects:build_again",
-            "args": arguments,
+            "args": {"text": subject.text, "shape": list(shape), "classes": classes},
             "shape": list(shape),
             "threads": threads,
             "device": device,
