@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import charts, ledger
 from pipeline.errors import UserError
 from pipeline.gate_rules import heading
+from pipeline.ladder_view import ladder_view, terminal_lines
 from pipeline.quantities import ABSENT, show, signed
 from pipeline.task_words import words_of
 
@@ -156,6 +157,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "missing": ledger.not_measured(report),
         "checks": sorted(report["gates"], key=lambda c: order.get(c["outcome"], 1)),
         "distillation": report.get("distillation"),
+        "ladder": ladder_view(report),
         "trained": trained,
         "words": words_of(report),
         "pictures": report.get("pictures") or [],
@@ -295,6 +297,8 @@ def print_ledger(report: Mapping[str, Any], console: Console, *, folder: Path, f
     colour = {"released": "green", "refused": "red", "undecided": "yellow"}[report["verdict"]]
     if (report.get("distillation") or {}).get("sentence"):
         console.print(Text(str(report["distillation"]["sentence"])))
+    for line in terminal_lines(report):
+        console.print(Text(line))
     console.print()
     console.print(Text.assemble((report["verdict"].upper(), f"bold {colour}"), f"  {headline(report)}"))
     chosen = (report.get("selection") or {}).get("chosen")

@@ -15,8 +15,9 @@ from pipeline.recipe import Recipe
 from pipeline.selection import select
 from pipeline.stage import Context, Stage
 from pipeline.stages import distill, evaluate, profile, teacher
+from pipeline.stages.climb_report import ladder_of
 from pipeline.stages.data import NAME as DATA
-from pipeline.stages.subjects import TORCH, Judged, judged
+from pipeline.stages.subjects import TORCH, Judged, climbed, judged
 from pipeline.tasks import task_of
 
 NAME = "gate"
@@ -30,7 +31,11 @@ def stage(recipe: Recipe, command: str) -> Stage:
         name=NAME,
         version=1,
         needs=(*evaluate.needs(recipe), *repeats, teacher.CHECK, evaluate.NAME, profile.NAME),
-        config={"gate": [rule.model_dump(mode="json") for rule in recipe.gate], "description": recipe.description},
+        config={
+            "gate": [rule.model_dump(mode="json") for rule in recipe.gate],
+            "description": recipe.description,
+            **({"ladder": 1} if climbed(recipe) else {}),  # of what is said of it; other reports stay as they are
+        },
         run=functools.partial(run, recipe, command),
     )
 
@@ -82,6 +87,9 @@ def build(recipe: Recipe, command: str, inputs: Mapping[str, Path]) -> dict[str,
         report["distillation"]["sentence"] += f"; the teacher is not fit to teach: {'; '.join(unfit)}"
     validation = [pair for pair in judgement["comparisons"] if pair["split"] == "validation"]
     report["selection"] = select(report, recipe.gate, validation)
+    climb = ladder_of(recipe, inputs, report["selection"])
+    if climb:
+        report["ladder"] = climb
     return report
 
 
