@@ -124,7 +124,7 @@ def telling(
 ) -> list[tuple[int, str]]:
     """(place, why) of up to three test images: where `last` loses most against `first`, where it does as usual, and
     where it wins most, by the task's own metric."""
-    if not last or first == last:
+    if not last or first == last or task.metric not in outcomes[last]:  # a task of yes and no has no pictures
         return []
     values = [np.asarray(outcomes[name][task.metric], np.float64) for name in (last, first)]
     order = np.argsort(values[0] - values[1], kind="stable")
