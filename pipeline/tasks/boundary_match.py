@@ -127,12 +127,16 @@ def ridges(probability: np.ndarray) -> np.ndarray:
 
 
 def normals(smooth: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors across the ridge at each place, (along columns, along rows): where it bends down most."""
+    """Unit vectors across the ridge at each place, (along columns, along rows): where the surface bends most.
+
+    Down on the ridge, up on its flanks, so that a pixel beside a ridge is compared across it too.
+    """
     wide = triangle(smooth, 4)
     to_rows, to_columns = np.gradient(wide)
     columns_twice = np.gradient(to_columns, axis=1)[rows, columns]
     rows_columns, rows_twice = (part[rows, columns] for part in np.gradient(to_rows)[::-1])
-    angle = 0.5 * np.arctan2(2 * rows_columns, columns_twice - rows_twice) + np.pi / 2  # of the most negative curvature
+    upwards = 0.5 * np.arctan2(2 * rows_columns, columns_twice - rows_twice)  # the direction of largest curvature
+    angle = np.where(columns_twice + rows_twice > 0, upwards, upwards + np.pi / 2)
     return np.cos(angle), np.sin(angle)
 
 
