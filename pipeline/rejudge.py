@@ -219,11 +219,13 @@ def _comparisons(report: dict[str, Any], outcomes: Outcomes, timings: Timings) -
             row.update(figures)
         elif one in outcomes and other in outcomes and row.get("split", "test") in SPLITS:
             split = row.get("split", "test")
-            counts = dict(task.pair(outcomes[one][split], outcomes[other][split]))
-            if row.get("kind") != counts.get("kind", "accuracy"):
+            rows = task.comparisons(outcomes[one][split], outcomes[other][split])
+            found = next((new for new in rows if all(new.get(key) == row.get(key) for key in ("kind", "metric"))), None)
+            if found is None:
+                yield f"{where}: a comparison of kind {row.get('kind')}: recorded, but its samples give none"
                 continue
-            yield from _differ(where, row, counts)
-            row.update(counts)
+            yield from _differ(where, row, found)
+            row.update(found)
 
 
 def _asked(report: Mapping[str, Any]) -> set[str]:
@@ -258,10 +260,10 @@ def _selection(report: dict[str, Any], outcomes: Outcomes) -> Iterator[str]:
     task = _task(report)
     wanted = {(row.get("subject"), row.get("against")) for row in report["comparisons"] if row["kind"] != "latency"}
     validation = [
-        {"kind": "accuracy", "subject": one, "against": other, "split": "validation"}
-        | dict(task.pair(outcomes[one]["validation"], outcomes[other]["validation"]))
+        {"kind": row["kind"], "subject": one, "against": other, "split": "validation", **row}
         for one, other in sorted(wanted, key=str)
         if one in outcomes and other in outcomes
+        for row in task.comparisons(outcomes[one]["validation"], outcomes[other]["validation"])
     ]
     try:
         rules = [rule_of(rule) for rule in report["recipe"].get("gate") or ()]
@@ -290,10 +292,12 @@ def _taken(
 
 
 def _task(report: Mapping[str, Any]) -> Any:
-    from pipeline.registry import resolve
-    from pipeline.tasks import TASKS
+    from pipeline.tasks import TASKS, task_of
 
-    return resolve(TASKS, str(report["recipe"].get("task", "classification")), what="task")
+    name = (report.get("task") or {}).get("name") or report["recipe"].get("task", "classification")
+    if name not in TASKS:
+        raise UserError(f"report.json: its task {str(name)[:40]!r} is not known; use the edgestill that wrote it")
+    return task_of(name)
 
 
 def _differ(where: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
