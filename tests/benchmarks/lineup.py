@@ -61,9 +61,9 @@ def noise() -> np.ndarray:
 
 
 def runs_here() -> tuple[str, ...]:
-    from exporters import RUNTIMES, unavailable
+    from exporters import MODULE_RUNTIMES, RUNTIMES, unavailable
 
-    return tuple(name for name in RUNTIMES if not name.startswith("torch") and unavailable(name) is None)
+    return tuple(name for name in RUNTIMES if name not in MODULE_RUNTIMES and unavailable(name) is None)
 
 
 def network_of_torchvision(name: str, folder: Path) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def network_of_torchvision(name: str, folder: Path) -> dict[str, Any]:
     from exporters.quantize_onnx import quantize_int8
     from exporters.to_fp16 import convert_fp16
     from exporters.to_onnx import OnnxExporter
+    from exporters.to_openvino import NncfExporter, quantize_nncf
 
     folder.mkdir(parents=True, exist_ok=True)
     source, images = folder / "onnx-fp32.onnx", noise()
@@ -82,9 +83,13 @@ def network_of_torchvision(name: str, folder: Path) -> dict[str, Any]:
     for form, stem in FORMS.items():
         quantize_int8(source, folder / f"{stem}.onnx", form=form, batches=stream)
     builder = {"builder": "lineup:build_random", "args": {"name": name}}
+    names = [f"{stem}.onnx" for stem in ("onnx-fp32", "onnx-fp16", *FORMS.values())]
+    if NncfExporter().unavailable() is None:
+        names.append("openvino-int8-nncf.xml")
+        quantize_nncf(source, folder / names[-1], batches=stream)
     made = torch_subjects(builder)
-    for stem in ("onnx-fp32", "onnx-fp16", *FORMS.values()):
-        made += files(folder / f"{stem}.onnx", stem)
+    for file in names:
+        made += files(folder / file)
     return {"input": [3, SIDE, SIDE], "weights": "random; BatchNorm statistics of noise", "subjects": made}
 
 
@@ -105,7 +110,7 @@ def network_of_run(run: Path, folder: Path) -> dict[str, Any]:
     made = torch_subjects({"builder": "lineup:build_checkpoint", "args": {"checkpoint": str(run / student["path"])}})
     passed_over = report["selection"]["reason"]
     for path in dict.fromkeys(row["path"] for row in chosen):
-        for entry in files(run / path, Path(path).stem):
+        for entry in files(run / path):
             entry["passed_over"] = f"{entry['name']} passed over" in passed_over
             made.append(entry)
     training = {key: student["training"][key] for key in ("epochs", "total_s")} if student.get("training") else None
@@ -139,22 +144,30 @@ def specs(path: Path) -> Any:
 
 
 def torch_subjects(builder: dict[str, Any]) -> list[dict[str, Any]]:
-    common = {"maker": "edgestill", "runtime": "torch", **builder}
-    return [{"name": f"{precision}@torch", "precision": precision, **common} for precision in ("fp32", "bf16")]
+    """Eager in true fp32 and in bf16, and compiled in both, where a compiler is installed."""
+    from exporters import MODULE_RUNTIMES, unavailable
+
+    return [
+        {"name": f"{precision}@{runtime}", "precision": precision, "maker": "edgestill", "runtime": runtime, **builder}
+        for runtime in MODULE_RUNTIMES
+        if unavailable(runtime) is None
+        for precision in ("fp32", "bf16")
+    ]
 
 
-def files(path: Path, stem: str) -> list[dict[str, Any]]:
+def files(path: Path) -> list[dict[str, Any]]:
     """A subject for each runtime that `auto` gives a file to."""
     from exporters.artifact import file_sha256, read_metadata
     from pipeline.stages.subjects import runs_well
+    from profiles.size import size_bytes
 
     runtimes = runs_here()
-    facts = {"path": str(path), "sha256": file_sha256(path), "size_bytes": path.stat().st_size}
+    facts = {"path": str(path), "sha256": file_sha256(path), "size_bytes": size_bytes(path)}
     facts["precision"] = read_metadata(path).get("precision")
     return [
-        {"name": f"{stem}@{runtime}", "maker": "edgestill", "runtime": runtime, **facts}
+        {"name": f"{path.stem}@{runtime}", "maker": "edgestill", "runtime": runtime, **facts}
         for runtime in runtimes
-        if runs_well(stem, runtime, runtimes)
+        if runs_well(path.stem, runtime, runtimes)
     ]
 
 
@@ -164,12 +177,13 @@ def open_subject(subject: dict[str, Any], shape: tuple[int, ...], threads: int) 
 
     from exporters import open_runner
 
-    if subject["runtime"] == "torch":
-        from exporters.run_torch import TorchRunner
+    if "builder" in subject:
+        from exporters import RUNTIMES
+        from pipeline.registry import load
 
         module = globals()[subject["builder"].partition(":")[2]](**subject["args"])
-        precision = subject["precision"]
-        return TorchRunner(module, threads=threads, input_shape=shape, precision=precision, channels_last=True)
+        how = {"threads": threads, "input_shape": shape, "precision": subject["precision"], "channels_last": True}
+        return load(RUNTIMES[subject["runtime"]])(module, **how)
     if subject.get("as_it_comes"):
         return OpenVinoAsItComes(subject["path"], threads=threads, shapes=shape)
     return open_runner(subject["runtime"], subject["path"], threads=threads, shapes=shape)
@@ -221,6 +235,7 @@ def memory_of(subject: dict[str, Any], shape: tuple[int, ...]) -> tuple[int | No
     from profiles.isolate import call
 
     request = {key: subject[key] for key in ("runtime", "path", "builder", "args", "precision") if subject.get(key)}
+    request["channels_last"] = True
     try:
         return call("exporters.probe:cold_start", request | {"threads": 1, "shape": list(shape)}).peak_rss_bytes, None
     except ProfileError as error:

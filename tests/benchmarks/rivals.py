@@ -38,7 +38,7 @@ WITHIN = 0.03
 
 def choose(network: dict[str, Any], batch: int, args: argparse.Namespace) -> tuple[dict[str, dict], dict[str, float]]:
     """(maker -> its fastest subject, p50 of every subject in milliseconds) by a short interleaved measurement."""
-    running = [s for s in network["subjects"] if s["runtime"] != "torch" and not s.get("passed_over")]
+    running = [s for s in network["subjects"] if "builder" not in s and not s.get("passed_over")]
     found = timed(
         network, running, batch, threads=args.threads, min_seconds=args.choice_seconds, blocks=5, min_queries=5
     )
