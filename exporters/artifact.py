@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-linear"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 PREFIX = "edgestill."
@@ -157,10 +157,13 @@ class Preprocessing:
 
 
 def input_specs(path: Path | str) -> tuple[IOSpec, ...]:
-    """The inputs of an ONNX file, without reading weights that lie in a separate file, or of an engine."""
+    """The inputs of an ONNX file, without reading weights that lie in a separate file, of an engine or an IR."""
     from exporters.onnx_file import io_specs, load_graph
+    from exporters.openvino_ir import SUFFIX, inputs_of
     from exporters.tensorrt_engine import SUFFIXES, read_sidecar
 
+    if Path(path).suffix.lower() == SUFFIX:
+        return inputs_of(path)
     if Path(path).suffix.lower() in SUFFIXES:
         return read_sidecar(path).inputs
     return io_specs(load_graph(path))[0]
@@ -169,10 +172,14 @@ def input_specs(path: Path | str) -> tuple[IOSpec, ...]:
 def read_metadata(path: Path | str) -> dict[str, Any]:
     """The `edgestill.` metadata of an ONNX file, keys without the prefix, JSON parsed; `{}` in a foreign file.
 
-    An engine has it in the sidecar, as its ONNX file had it.
+    An engine has it in the sidecar and OpenVINO's IR in its .xml, as the ONNX file had it.
     """
+    from exporters.openvino_ir import SUFFIX, read_properties
     from exporters.tensorrt_engine import SUFFIXES, read_sidecar
 
+    if Path(path).suffix.lower() == SUFFIX:
+        properties = {PREFIX + key: value for key, value in read_properties(path).items()}
+        return parse_metadata(properties, where=str(path))
     if Path(path).suffix.lower() in SUFFIXES:
         return read_sidecar(path).metadata
     from exporters.onnx_file import load_graph

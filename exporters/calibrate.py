@@ -264,7 +264,7 @@ def open_session(model: ModelProto, outputs: Sequence[str], *, where: str) -> An
 
 
 @contextlib.contextmanager
-def explained(where: str) -> Iterator[None]:
+def explained(where: str, *, doing: str = "quantize") -> Iterator[None]:
     """Turns what onnxruntime raises into one line."""
     try:
         yield
@@ -272,4 +272,4 @@ def explained(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ExportError(f"{where}: onnxruntime could not quantize it ({reason})") from error
+        raise ExportError(f"{where}: onnxruntime could not {doing} it ({reason})") from error

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 # Operators of onnxruntime's own; its optimized files use them, and the runtimes here know them.
-_VENDOR_DOMAINS = ("com.microsoft", "com.microsoft.nchwc")
+VENDOR_DOMAINS = ("com.microsoft", "com.microsoft.nchwc")
 
 
 def describe(path: Path | str, shapes: Shapes | None = None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def describe(path: Path | str, shapes: Shapes | None = None) -> dict[str, Any]:
     An operator that the ONNX standard does not know is an `ExportError` that names its node.
     """
     model = load_graph(path)
-    _refuse_unknown_operators(model, path)
+    refuse_unknown_operators(model, path)
     inputs, outputs = io_specs(model)
     sizes = _bytes_by_dtype(model)
     total = sum(sizes.values())
@@ -53,14 +53,14 @@ def _io(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-def _refuse_unknown_operators(model: ModelProto, path: Path | str) -> None:
+def refuse_unknown_operators(model: ModelProto, path: Path | str) -> None:
     from onnx import defs
 
     versions = {entry.domain: entry.version for entry in model.opset_import}
     functions = {(function.domain, function.name) for function in model.functions}
     for node in nodes(model):
         domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain in _VENDOR_DOMAINS or (node.domain, node.op_type) in functions:
+        if domain in VENDOR_DOMAINS or (node.domain, node.op_type) in functions:
             continue
         if not defs.has(node.op_type, max_inclusive_version=versions.get(node.domain, 1), domain=domain):
             operator = f"{domain}::{node.op_type}" if domain else node.op_type

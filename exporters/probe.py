@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters import MODULE_RUNTIMES, RUNTIMES
 from exporters.artifact import ExportError, IOSpec
 from exporters.base import Runner
 
@@ -19,8 +20,9 @@ def cold_start(request: dict[str, Any]) -> dict[str, Any]:
     """Open a model, infer once, then `repeats` times more (3); times in milliseconds of wall clock.
 
     A file: `{"runtime": "openvino", "path": "m.onnx", "threads": 1, "shape": [1, 3, 32, 32]?, "device"?}`.
-    A module: `{"runtime": "torch", "builder": "package.module:function", "args": {...}, "shape": [...], "threads": 1,
-    "precision"?, "channels_last"?, "device"?}`, where the function, called with the args, returns the `nn.Module`.
+    A module: `{"runtime": "torch" or "torch-compile", "builder": "package.module:function", "args": {...},
+    "shape": [...], "threads": 1, "precision"?, "channels_last"?, "device"?}`, where the function, called with the args,
+    returns the `nn.Module`.
 
     Returns `load_ms` (from nothing imported to ready, building a torch module included), `first_ms`, `next_ms` (the
     fastest of the further calls) and `device_memory`: bytes on the device by the runtime's own counters with their
@@ -28,7 +30,7 @@ def cold_start(request: dict[str, Any]) -> dict[str, Any]:
     not depend on values.
     """
     start = time.perf_counter_ns()
-    runner = _torch_runner(request) if request["runtime"] == "torch" else _file_runner(request)
+    runner = _torch_runner(request) if request["runtime"] in MODULE_RUNTIMES else _file_runner(request)
     with runner:
         load_ms = _since_ms(start)
         feeds = {spec.name: np.zeros(_sizes(spec), spec.dtype) for spec in runner.inputs}
@@ -66,11 +68,8 @@ def _file_runner(request: dict[str, Any]) -> Runner:
 
 
 def _torch_runner(request: dict[str, Any]) -> Runner:
-    from exporters.run_torch import TorchRunner
-
-    module_name, _, attribute = request["builder"].partition(":")
-    module = getattr(importlib.import_module(module_name), attribute)(**request.get("args", {}))
-    return TorchRunner(
+    module = _attribute(request["builder"])(**request.get("args", {}))
+    return _attribute(RUNTIMES[request["runtime"]])(
         module,
         threads=request["threads"],
         device=request.get("device", "cpu"),
@@ -78,6 +77,11 @@ def _torch_runner(request: dict[str, Any]) -> Runner:
         channels_last=request.get("channels_last", False),
         input_shape=tuple(request["shape"]),
     )
+
+
+def _attribute(target: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module_name), attribute)
 
 
 def _sizes(spec: IOSpec) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime as a `Runner`: the CPU provider, or CUDA's where onnxruntime-gpu is installed."""
+"""ONNX Runtime as a `Runner`: its CPU provider. Those for GPUs are in `exporters.run_onnx_gpu`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ import numpy as np
 from exporters.artifact import ExportError, IOSpec, parse_metadata
 from exporters.base import Feeds, LayerSamples, Shapes, check_feeds, fix_shapes
 from exporters.onnx_file import first_line, graph_precision, load_graph
-
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+from exporters.onnx_providers import CPU, assigned
 
 
 class OnnxRuntimeRunner:
-    """Runs the ONNX file at `path` on `device` ("cpu", "cuda:0") with `threads` threads.
+    """Runs the ONNX file at `path` on the CPU with `threads` threads.
 
     `shapes` fills open sizes. `precision` is only reported; by default it is read from the file's metadata or graph.
     """
 
     name = "onnxruntime"
+    provider = CPU
+    kind = "cpu"
 
     def __init__(
         self,
@@ -46,8 +47,9 @@ class OnnxRuntimeRunner:
         self._precision = precision
         self._session: Any = None
         self._reopen: Callable[[str], Any] | None = None
-        if device.partition(":")[0] not in _PROVIDERS:
-            raise ExportError(f"{self.path}: onnxruntime runs on cpu or cuda:N here; got device {device!r}")
+        if device.partition(":")[0] != self.kind:
+            place = "the cpu" if self.kind == "cpu" else "cuda:N"
+            raise ExportError(f"{self.path}: {self.name} runs on {place}; got device {device!r}")
 
     @property
     def precision(self) -> str:
@@ -65,7 +67,11 @@ class OnnxRuntimeRunner:
 
         if not self.path.is_file():
             raise ExportError(f"{self.path}: no such file")
-        provider = self._provider(ort.get_available_providers())
+        if self.provider not in ort.get_available_providers():
+            raise ExportError(
+                f"{self.path}: this onnxruntime has no {self.provider}; pip install 'edgestill[ort-gpu]' in place of "
+                "[ort]"
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -76,28 +82,28 @@ class OnnxRuntimeRunner:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            session = self._open(ort, options, provider)
+            session = self._open(ort, options)
             fixed = fix_shapes(_specs(session.get_inputs()), self._shapes, where=str(self.path))
             if fixed != _specs(session.get_inputs()):
                 for argument, spec in zip(session.get_inputs(), fixed, strict=True):
                     for open_size, size in zip(argument.shape, spec.shape, strict=True):
                         if isinstance(open_size, str):
                             options.add_free_dimension_override_by_name(open_size, size)
-                session = self._open(ort, options, provider)
+                session = self._open(ort, options)
         except ExportError:
             raise
         except Exception as error:
             raise ExportError(f"{self.path}: onnxruntime cannot load it ({first_line(error)})") from error
-        if session.get_providers()[0] != provider:
+        if session.get_providers()[0] != self.provider:
             ran = session.get_providers()[0]
             raise ExportError(
-                f"{self.path}: asked onnxruntime for {provider}, but it runs on {ran}; look at its driver"
+                f"{self.path}: asked onnxruntime for {self.provider}, but it runs on {ran}; look at its driver"
             )
         self._session = session
-        self._reopen = functools.partial(self._open_profiled, ort, options, provider)
+        self._reopen = functools.partial(self._open_profiled, ort, options)
         self.inputs = fixed
         self.outputs = _specs(session.get_outputs())
-        self.versions = {"onnxruntime": ort.__version__, "provider": provider}
+        self.versions = {"onnxruntime": ort.__version__, "provider": self.provider}
         return self
 
     def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
@@ -128,13 +134,7 @@ class OnnxRuntimeRunner:
 
     def profile_layers(self, feeds: Feeds, runs: int) -> list[LayerSamples]:
         """What ONNX Runtime's own profiler says of each node, in a session of its own; microsecond steps."""
-        check_feeds(feeds, self.inputs, where=str(self.path))
-        assert self._reopen is not None, "use the runner inside `with`"
-        with tempfile.TemporaryDirectory(prefix="edgestill-") as folder:
-            session = self._reopen(str(Path(folder) / "profile"))
-            for _ in range(runs):
-                session.run(None, dict(feeds))
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        events = self._profiled(feeds, runs)
         times: dict[tuple[str, str], list[int]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -142,23 +142,29 @@ class OnnxRuntimeRunner:
                 times.setdefault(key, []).append(1000 * int(event["dur"]))
         return [(name, operator, np.array(samples, np.int64)) for (name, operator), samples in times.items()]
 
-    def _provider(self, available: list[str]) -> str:
-        provider = _PROVIDERS[self.device.partition(":")[0]]
-        if provider not in available:
-            raise ExportError(
-                f"{self.path}: this onnxruntime has no {provider}; pip install 'edgestill[ort-gpu]' in place of [ort]"
-            )
-        return provider
+    def nodes_by_provider(self, feeds: Feeds) -> dict[str, dict[str, str]]:
+        """Provider -> node -> operator, of all that ran once on `feeds`, in a session of its own."""
+        return assigned(self._profiled(feeds, 1))
 
-    def _open(self, ort: Any, options: Any, provider: str) -> Any:
-        index = self.device.partition(":")[2] or "0"
-        provider_options = {"device_id": index} if provider == _PROVIDERS["cuda"] else {}
-        return ort.InferenceSession(str(self.path), options, providers=[(provider, provider_options)])
+    def _profiled(self, feeds: Feeds, runs: int) -> list[dict[str, Any]]:
+        check_feeds(feeds, self.inputs, where=str(self.path))
+        assert self._reopen is not None, "use the runner inside `with`"
+        with tempfile.TemporaryDirectory(prefix="edgestill-") as folder:
+            session = self._reopen(str(Path(folder) / "profile"))
+            for _ in range(runs):
+                session.run(None, dict(feeds))
+            return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 
-    def _open_profiled(self, ort: Any, options: Any, provider: str, prefix: str) -> Any:
+    def _providers(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(self.provider, {})]
+
+    def _open(self, ort: Any, options: Any) -> Any:
+        return ort.InferenceSession(str(self.path), options, providers=self._providers())
+
+    def _open_profiled(self, ort: Any, options: Any, prefix: str) -> Any:
         options.enable_profiling, options.profile_file_prefix = True, prefix
         try:
-            return self._open(ort, options, provider)
+            return self._open(ort, options)
         finally:
             options.enable_profiling = False
 

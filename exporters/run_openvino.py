@@ -12,6 +12,7 @@ import numpy as np
 from exporters.artifact import ExportError, IOSpec, read_metadata
 from exporters.base import Feeds, LayerSamples, Shapes, check_feeds, fix_shapes
 from exporters.onnx_file import first_line, graph_precision, load_graph
+from exporters.openvino_ir import SUFFIX, check_weights
 
 
 class OpenVinoRunner:
@@ -49,15 +50,18 @@ class OpenVinoRunner:
     def precision(self) -> str:
         """Looked up when asked, because parsing the file again would count in a measurement of memory."""
         if self._precision is None:
-            if self.path.suffix != ".onnx":
-                return "fp32"
-            self._precision = read_metadata(self.path).get("precision") or graph_precision(load_graph(self.path))
+            stated = read_metadata(self.path).get("precision")
+            if self.path.suffix == SUFFIX:
+                return stated or "fp32"
+            self._precision = stated or graph_precision(load_graph(self.path))
         return self._precision
 
     def __enter__(self) -> OpenVinoRunner:
         openvino = _import_openvino()
         if not self.path.is_file():
             raise ExportError(f"{self.path}: no such file")
+        if self.path.suffix == SUFFIX:
+            check_weights(self.path)
         core = openvino.Core()
         try:
             model = core.read_model(str(self.path))

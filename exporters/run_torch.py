@@ -14,7 +14,8 @@ from torch import nn
 from exporters.artifact import ExportError, IOSpec
 from exporters.base import INPUT_NAME, OUTPUT_NAME, Feeds, LayerSamples, check_feeds
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# int8 linear layers (bitsandbytes) take and give floats; all else in such a net stays fp32.
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8-linear": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,9 @@ class TorchRunner:
         channels_last: bool = False,
     ) -> None:
         if precision not in _DTYPES:
-            raise ExportError(f"torch: precision {precision!r} cannot be run; known: {', '.join(_DTYPES)}")
+            raise ExportError(f"{name}: precision {precision!r} cannot be run; known: {', '.join(_DTYPES)}")
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ExportError(f"torch: got device {device!r}, but torch sees no GPU; use cpu or look at the driver")
+            raise ExportError(f"{name}: got device {device!r}, but torch sees no GPU; use cpu or look at the driver")
         self.name = name
         self.device = device
         self.precision = precision
@@ -74,14 +75,17 @@ class TorchRunner:
             torch.cuda.init()  # before its first use there are no counters to reset
             torch.cuda.reset_peak_memory_stats(self.device)
         module = copy.deepcopy(self._source).eval().requires_grad_(False)
-        self._module = module.to(self.device, _DTYPES[self.precision], memory_format=self._format)  # type: ignore[call-overload]
+        if self.precision == "int8-linear":
+            module = _int8_linears(module)
+        module = module.to(self.device, _DTYPES[self.precision], memory_format=self._format)  # type: ignore[call-overload]
+        self._module = self._made_ready(module)
         spec = self.inputs[0]
         # Shapes of outputs are found by running once on zeros; open sizes are tried as 1.
         shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
         result = self._infer(self._load(np.zeros(shape, spec.dtype)))
         if not isinstance(result, torch.Tensor):
             self.__exit__()
-            raise ExportError(f"torch: the model returned {type(result).__name__}; a runner needs one tensor")
+            raise ExportError(f"{self.name}: the model returned {type(result).__name__}; a runner needs one tensor")
         batch = spec.shape[:1] if isinstance(spec.shape[0], str) else tuple(result.shape[:1])
         self.outputs = (IOSpec(name=OUTPUT_NAME, dtype="float32", shape=(*batch, *result.shape[1:])),)
         return self
@@ -92,13 +96,13 @@ class TorchRunner:
         _set(threads, matmul_tf32=matmul_tf32, cudnn_tf32=cudnn_tf32)
 
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        check_feeds(feeds, self.inputs, where="torch")
+        check_feeds(feeds, self.inputs, where=self.name)
         result = self._infer(self._load(feeds[self.inputs[0].name]))
         return {self.outputs[0].name: result.float().cpu().numpy()}
 
     def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Move the input to the device in the type and layout that the module computes in."""
-        check_feeds(feeds, self.inputs, where="torch")
+        check_feeds(feeds, self.inputs, where=self.name)
         images = self._load(feeds[self.inputs[0].name])
         return lambda: self._infer(images)
 
@@ -123,6 +127,10 @@ class TorchRunner:
             reserved_bytes=torch.cuda.max_memory_reserved(self.device),
         )
 
+    def _made_ready(self, module: nn.Module) -> Any:
+        """What is called with the images; a runner that compiles does so here."""
+        return module
+
     def _load(self, array: np.ndarray) -> torch.Tensor:
         images = torch.from_numpy(np.ascontiguousarray(array)).to(self.device, _DTYPES[self.precision])
         return images.contiguous(memory_format=self._format) if images.ndim == 4 else images
@@ -131,6 +139,15 @@ class TorchRunner:
         assert self._module is not None, "use the runner inside `with`"
         with torch.inference_mode():
             return self._module(images)
+
+
+def _int8_linears(module: nn.Module) -> nn.Module:
+    """With bitsandbytes' int8 layers in the place of the linear ones, unless the module was loaded with them."""
+    from exporters.to_int8_linear import has_int8_linears, with_int8_linears
+
+    if not has_int8_linears(module):
+        with_int8_linears(module)
+    return module
 
 
 def _set(threads: int, *, matmul_tf32: bool, cudnn_tf32: bool) -> None:

@@ -98,8 +98,9 @@ def requested_precision(model: ModelProto, precision: str | None, edition: Editi
     found = graph_precision(model)
     stated = next((prop.value for prop in model.metadata_props if prop.key == f"{PREFIX}precision"), None)
     requested = precision or stated or found
-    if requested not in PRECISIONS:
-        raise ExportError(f"{where}: unknown precision {requested!r}; known: {', '.join(PRECISIONS)}")
+    known = [name for name in PRECISIONS if name != "int8-linear"]  # that one is torch's alone
+    if requested not in known:
+        raise ExportError(f"{where}: unknown precision {requested!r}; known: {', '.join(known)}")
     # Flags can lower fp32 to fp16; nothing but Q/DQ makes int8 without a calibrator.
     lowered = edition.typing == "flags" and (found, requested) == ("fp32", "fp16")
     if requested != found and not lowered:

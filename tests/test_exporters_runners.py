@@ -11,20 +11,21 @@ import torch
 from exporter_nets import INPUT_SHAPE, feeds, file, net
 
 import exporters
-from exporters import PACKAGES, RUNTIMES, open_runner, unavailable
+from exporters import CPU_ONLY, GPU_ONLY, MODULE_RUNTIMES, PACKAGES, RUNTIMES, open_runner, unavailable
 from exporters.artifact import ExportError, IOSpec, installed_versions
 from exporters.run_torch import TorchRunner
 
 FILE_RUNTIMES = [
     pytest.param(name, marks=pytest.mark.skipif(unavailable(name) is not None, reason=f"{name}: {unavailable(name)}"))
-    for name in sorted(set(RUNTIMES) - {"torch"})
+    for name in sorted(set(RUNTIMES) - set(MODULE_RUNTIMES))
 ]
 IMAGES = IOSpec(name="input", dtype="float32", shape=INPUT_SHAPE)
 
 
 def make(runtime, threads=1):
-    if runtime == "torch":
-        return TorchRunner(net(), threads=threads, input_shape=INPUT_SHAPE)
+    if runtime in MODULE_RUNTIMES:
+        module, _, attribute = RUNTIMES[runtime].partition(":")
+        return getattr(importlib.import_module(module), attribute)(net(), threads=threads, input_shape=INPUT_SHAPE)
     return open_runner(runtime, file("fp32"), threads=threads)
 
 
@@ -89,7 +90,7 @@ def test_prepared_inference_can_be_repeated_and_mixed_with_calls(runtime):
 def test_wrong_feeds_are_one_line(runtime, bad, message, method):
     with make(runtime) as runner, pytest.raises(ExportError) as error:
         getattr(runner, method)(bad)
-    where = "torch" if runtime == "torch" else file("fp32")
+    where = runtime if runtime in MODULE_RUNTIMES else file("fp32")
     assert str(error.value) == f"{where}: {message}"
 
 
@@ -99,11 +100,12 @@ def test_a_closed_runner_is_a_programming_error(runtime):
         pass
     runner.inputs = ()
     with pytest.raises(AssertionError, match="use the runner inside `with`"):
-        runner._infer(torch.zeros(INPUT_SHAPE)) if runtime == "torch" else runner({})
+        runner._infer(torch.zeros(INPUT_SHAPE)) if runtime in MODULE_RUNTIMES else runner({})
 
 
 def test_the_table_and_the_packages_agree():
     assert set(PACKAGES) == set(RUNTIMES)
+    assert {*MODULE_RUNTIMES, *CPU_ONLY, *GPU_ONLY} == set(RUNTIMES), "each has its place"
     for target in RUNTIMES.values():
         module, _, attribute = target.partition(":")
         assert isinstance(getattr(importlib.import_module(module), attribute), type)
@@ -170,31 +172,23 @@ def test_openvino_is_told_to_stay_in_fp32_and_sends_nothing():
 
 
 def test_devices_that_are_not_there_are_refused():
-    with pytest.raises(ExportError, match=r"onnxruntime runs on cpu or cuda:N here; got device 'npu'$"):
+    with pytest.raises(ExportError, match=r"onnxruntime runs on the cpu; got device 'npu'$"):
         open_runner("onnxruntime", file("fp32"), threads=1, device="npu")
     with pytest.raises(ExportError, match=r"openvino runs on the cpu here; got device 'cuda:0'$"):
         open_runner("openvino", file("fp32"), threads=1, device="cuda:0")
-    import onnxruntime
-
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        runner = open_runner("onnxruntime", file("fp32"), threads=1, device="cuda:0")
-        with pytest.raises(ExportError) as error, runner:
-            pass
-        assert str(error.value) == (
-            f"{file('fp32')}: this onnxruntime has no CUDAExecutionProvider; "
-            "pip install 'edgestill[ort-gpu]' in place of [ort]"
-        )
+    with pytest.raises(ExportError, match=r"onnxruntime runs on the cpu; got device 'cuda:0'$"):
+        open_runner("onnxruntime", file("fp32"), threads=1, device="cuda:0")
 
 
 def test_unknown_and_missing_runtimes_are_named(monkeypatch):
     with pytest.raises(ExportError) as error:
         unavailable("tflite")
-    assert str(error.value) == "unknown runtime 'tflite'; known: onnxruntime, openvino, tensorrt, tensorrt-rtx, torch"
-    with pytest.raises(ExportError) as error:
-        open_runner("torch", "m.onnx", threads=1)
-    assert str(error.value) == (
-        "m.onnx: torch does not run ONNX files; use one of onnxruntime, openvino, tensorrt, tensorrt-rtx"
-    )
+    files = "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, tensorrt, tensorrt-rtx"
+    assert str(error.value) == f"unknown runtime 'tflite'; known: {files}, torch, torch-compile"
+    for name in MODULE_RUNTIMES:
+        with pytest.raises(ExportError) as error:
+            open_runner(name, "m.onnx", threads=1)
+        assert str(error.value) == f"m.onnx: {name} does not run ONNX files; use one of {files}"
     monkeypatch.setitem(exporters.PACKAGES, "openvino", ("no_such_package", "openvino"))
     with pytest.raises(ExportError) as error:
         open_runner("openvino", "m.onnx", threads=1)
@@ -230,7 +224,7 @@ def test_torch_casts_a_copy_and_puts_threads_back(precision, channels_last):
 def test_torch_refuses_what_it_cannot_run():
     with pytest.raises(ExportError) as error:
         TorchRunner(net(), threads=1, input_shape=INPUT_SHAPE, precision="int8")
-    assert str(error.value) == "torch: precision 'int8' cannot be run; known: fp32, bf16, fp16"
+    assert str(error.value) == "torch: precision 'int8' cannot be run; known: fp32, bf16, fp16, int8-linear"
     if not torch.cuda.is_available():
         with pytest.raises(ExportError) as error:
             TorchRunner(net(), threads=1, input_shape=INPUT_SHAPE, device="cuda:0")
@@ -249,7 +243,44 @@ def test_torch_refuses_what_it_cannot_run():
 
 def test_a_gpu_needs_other_packages_and_the_reason_says_which() -> None:
     assert unavailable("openvino", "cuda:0") == "openvino does not run on cuda:0; profile on the cpu"
+    assert unavailable("onnxruntime", "cuda:0") == (
+        "onnxruntime does not run on cuda:0; that is onnxruntime-cuda or onnxruntime-tensorrt"
+    )
     if not installed_versions("onnxruntime-gpu"):
-        assert unavailable("onnxruntime", "cuda:0") == (
-            "onnxruntime-gpu is not installed; put it in the place of onnxruntime: pip install 'edgestill[ort-gpu]'"
-        )
+        for name in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
+            assert unavailable(name, "cuda:0") == (
+                "onnxruntime-gpu is not installed; put it in the place of onnxruntime: pip install 'edgestill[ort-gpu]'"
+            )
+
+
+def test_torch_compile_needs_a_compiler_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert unavailable("torch-compile") == "CXX names 'no-such-compiler', which is not there; install one, such as g++"
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert unavailable("torch-compile") == "no C++ compiler is installed; install one, such as g++"
+    monkeypatch.undo()
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    assert unavailable("torch-compile") == "Python's headers are not installed; install python3-dev"
+    assert unavailable("torch-compile", "cuda:0") is None, "there it compiles with triton"
+
+
+def test_what_cannot_be_compiled_is_one_line(monkeypatch):
+    if reason := unavailable("torch-compile"):
+        pytest.skip(reason)
+    from exporters.run_torch_compile import TorchCompileRunner
+
+    def fails(*arguments, **options):
+        raise RuntimeError("no code for this")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fails)
+    before = torch.get_num_threads()
+    runner = TorchCompileRunner(torch.nn.Flatten(), threads=before + 1, input_shape=(1, 3, 4, 4))
+    with (
+        pytest.raises(
+            ExportError, match=r"^torch-compile: cannot compile the model \(RuntimeError: no code for this\)$"
+        ) as error,
+        runner,
+    ):
+        pass
+    assert "\n" not in str(error.value) and torch.get_num_threads() == before

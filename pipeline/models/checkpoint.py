@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KEY = "edgestill.model"
 VERSION = 1
+INT8_LINEAR = "int8_linear"  # in made_by: the names of the layers that bitsandbytes made int8
 LARGEST_HEADER = 100_000_000  # as in the safetensors library
 
 
@@ -57,12 +58,15 @@ def save_checkpoint(path: Path | str, module: nn.Module, meta: ModelMeta) -> Non
         name.removeprefix("_orig_mod."): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
     }
-    # One key: safetensors writes several in an order that differs from process to process.
+    write_bytes(path, save(state, metadata=header_of(meta)))
+
+
+def header_of(meta: ModelMeta) -> dict[str, str]:
+    """`meta` as a checkpoint's metadata. One key: safetensors writes several in an order that differs each time."""
     described = {"version": VERSION} | asdict(meta) | {"made_by": dict(meta.made_by)}
     if not meta.output_shape:  # so that a classifier's file has the bytes that it had before there were others
         del described["output_shape"]
-    header = json.dumps(described, sort_keys=True)
-    write_bytes(path, save(state, metadata={KEY: header}))
+    return {KEY: json.dumps(described, sort_keys=True)}
 
 
 def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelMeta]:
@@ -73,13 +77,18 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelMeta]:
     import torch
 
     from pipeline.models import PRUNED, build, parse_name
-    from pipeline.models.weights import load_weights
+    from pipeline.models.weights import load_weights, read_state
 
     meta = read_meta(path)
     size = meta.input_size if parse_name(meta.model).source == PRUNED else None
     with torch.random.fork_rng(devices=[]):
         module = build(meta.model, num_classes=meta.num_classes, in_channels=meta.input_size[0], input_size=size)
-    load_weights(module, path, where="checkpoint")
+    if int8 := meta.made_by.get(INT8_LINEAR):
+        from exporters.to_int8_linear import load_int8_linears
+
+        load_int8_linears(module, int8.split(), read_state(path, where="checkpoint"))
+    else:
+        load_weights(module, path, where="checkpoint")
     return module.eval(), meta
 
 

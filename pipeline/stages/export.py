@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "export"
 INDEX = "artifacts.json"
+INT8_LINEAR = "int8-linear"
 PARITY_SAMPLES = 64
 RANGE_SAMPLES = 256
 FP32_LEAST_DB = 60.0  # rounding of reordered sums stays far above (100 dB and more), a wrong operator far below
@@ -33,9 +34,11 @@ FP16_LEAST_DB = 30.0
 
 
 def stage(recipe: Recipe) -> Stage:
+    stamped = {"stamp": bitsandbytes_stamp} if INT8_LINEAR in recipe.export[0].precisions else {}
     return Stage(
         name=NAME,
         version=2,
+        **stamped,
         needs=(DATA, teacher.NAME, distill.NAME),
         config={"export": [part.model_dump(mode="json") for part in recipe.export], "name": recipe.name},
         run=functools.partial(run, recipe),
@@ -74,7 +77,51 @@ def run(recipe: Recipe, context: Context) -> None:
         kept = json.loads(read_metadata(path).get("fp16_kept", "{}"))
         index["onnx-fp16"] = {"artifact": artifact.to_json(), "parity": parity} | ({"kept_fp32": kept} if kept else {})
         context.say(f"export: onnx-fp16, {path.stat().st_size:,} bytes; {said(parity)}")
+    if INT8_LINEAR in form.precisions:
+        index |= int8_linear(context, data, form.batch)
     write_json(context.folder / INDEX, index)
+
+
+def int8_linear(context: Context, data: Prepared, batch: int) -> dict[str, Any]:
+    """The student's checkpoint with bitsandbytes' linear layers; {} with the reason said where it cannot be made."""
+    from exporters.artifact import ExportError
+    from exporters.parity import compare
+    from exporters.run_torch import TorchRunner
+    from exporters.to_int8_linear import Int8LinearExporter, export_int8_linear, linear_names
+    from pipeline.models import checkpoint
+
+    name = f"torch-{INT8_LINEAR}"
+    if reason := Int8LinearExporter().unavailable():
+        context.say(f"export: {name} is left out: {reason}")
+        return {}
+    module, meta = checkpoint.load_checkpoint(context.inputs[distill.NAME] / distill.WEIGHTS)
+    made_by = {**meta.made_by, checkpoint.INT8_LINEAR: " ".join(linear_names(module))}
+    path = context.folder / f"{name}.safetensors"
+    try:
+        artifact = export_int8_linear(
+            module, path, metadata=checkpoint.header_of(dataclasses.replace(meta, made_by=made_by))
+        )
+    except ExportError as error:
+        context.say(f"export: {name} is left out: {error}")
+        return {}
+    feeds = parity_feeds(data, context.folder / "onnx-fp32.onnx", batch)
+    shape = feeds[0].shape
+    with (
+        TorchRunner(module, threads=1, input_shape=shape) as reference,
+        TorchRunner(
+            checkpoint.load_checkpoint(path)[0], threads=1, input_shape=shape, precision=INT8_LINEAR
+        ) as candidate,
+    ):
+        parity = compare(reference, candidate, feeds).to_json() | {"against": "student"}
+    context.say(f"export: {name}, {path.stat().st_size:,} bytes; {said(parity)}")
+    return {name: {"artifact": artifact.to_json(), "parity": parity}}
+
+
+def bitsandbytes_stamp() -> dict[str, str]:
+    """What is installed of it: without it, its form is left out, and made when it is there."""
+    from exporters.artifact import installed_versions
+
+    return installed_versions("bitsandbytes")
 
 
 def range_samples(data: Prepared, source: Path, batch: int) -> Iterable[np.ndarray]:

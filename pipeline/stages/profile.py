@@ -15,7 +15,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import Prepared, prepared
 from pipeline.stages.evaluate import needs, runtime_stamp
-from pipeline.stages.subjects import TORCH, Judged, judged, opened
+from pipeline.stages.subjects import Judged, judged, opened
 
 NAME = "profile"
 INDEX = "profile.json"
@@ -148,10 +148,12 @@ def ratios(kind: str, subjects: list[Judged], results: Any) -> list[dict[str, An
 
 def counted(subject: Judged, recipe: Recipe, data: Prepared) -> dict[str, Any]:
     """Parameters, MACs, FLOPs (2 a MAC) of one image, and the operations not counted; size of the file."""
+    from exporters import MODULE_RUNTIMES
     from profiles.flops import count_onnx, count_torch
+    from profiles.size import size_bytes
 
     shape = (1, *data.input_size)
-    if subject.runtime == TORCH:
+    if subject.runtime in MODULE_RUNTIMES and subject.counted is None:
         from pipeline.models.checkpoint import load_checkpoint
 
         counts, batch = count_torch(load_checkpoint(subject.path)[0], shape), 1
@@ -160,18 +162,20 @@ def counted(subject: Judged, recipe: Recipe, data: Prepared) -> dict[str, Any]:
 
         form = recipe.export[0]
         batch = recipe.profile.batch if form.dynamic_batch else form.batch
-        counts = count_onnx(subject.path, {input_specs(subject.path)[0].name: (batch, *data.input_size)})
+        path = subject.counted or subject.path
+        counts = count_onnx(path, {input_specs(path)[0].name: (batch, *data.input_size)})
     return {
         "params": counts.params,
         "macs": counts.macs // batch,
         "flops": counts.flops // batch,
         "uncounted": counts.uncounted,
-        "size_bytes": subject.path.stat().st_size,
+        "size_bytes": size_bytes(subject.path),
     }
 
 
 def cold(subject: Judged, recipe: Recipe, data: Prepared) -> dict[str, Any]:
     """Peak memory, on the device too, and first call of a fresh process; one that died leaves null and its reason."""
+    from exporters import MODULE_RUNTIMES
     from profiles.errors import ProfileError
     from profiles.isolate import call
     from profiles.memory import why_no_device_memory
@@ -181,9 +185,10 @@ def cold(subject: Judged, recipe: Recipe, data: Prepared) -> dict[str, Any]:
         "threads": recipe.profile.threads,
         "device": recipe.profile.device,
     }
-    if subject.runtime == TORCH or recipe.export[0].dynamic_batch:
+    if subject.runtime in MODULE_RUNTIMES or recipe.export[0].dynamic_batch:
         request["shape"] = [recipe.profile.batch, *data.input_size]
-    if subject.runtime == TORCH:
+    if subject.runtime in MODULE_RUNTIMES:
+        request["precision"] = subject.precision
         request |= {"builder": "pipeline.stages.subjects:load_module", "args": {"checkpoint": str(subject.path)}}
     else:
         request["path"] = str(subject.path)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import write_json
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.stage import Context, Stage
 from pipeline.stages import export
 from pipeline.stages.data import NAME as DATA
-from pipeline.stages.data import prepared
-from pipeline.stages.export import INDEX, compare_files, said
+from pipeline.stages.data import Prepared, prepared
+from pipeline.stages.export import INDEX, compare_files, parity_feeds, said
 
 NAME = "quantize"
-NAMES = {"portable": "onnx-int8", "cpu": "onnx-int8-cpu"}
+NAMES = {"portable": "onnx-int8", "cpu": "onnx-int8-cpu", "gpu": "onnx-int8-gpu", "trt86": "onnx-int8-trt86"}
+NNCF = "openvino-int8-nncf"
 LEAST_DB = 3.0  # below this the graph is broken, not coarse; what coarseness costs is the gate's business
 
 
 def stage(recipe: Recipe) -> Stage:
     assert recipe.quantize
+    stamped = {"stamp": nncf_stamp} if "nncf" in recipe.quantize.forms else {}
     return Stage(
         name=NAME,
         version=1,
+        **stamped,
         needs=(DATA, export.NAME),
         config={"quantize": recipe.quantize.model_dump(mode="json", exclude={"ladder", "ladder_stop", "qat"})},
         run=functools.partial(run, recipe),
@@ -30,11 +35,12 @@ def stage(recipe: Recipe) -> Stage:
 
 
 def run(recipe: Recipe, context: Context) -> None:
-    """Write onnx-int8.onnx and/or onnx-int8-cpu.onnx and artifacts.json, as the export stage does.
+    """Write the file of each form that the recipe names and artifacts.json, as the export stage does.
 
     With `quantize.sensitivity`, the entry of each form holds the ranking of its layers too.
     """
     from exporters.artifact import Preprocessing
+    from exporters.calibration_samples import refuse_noise
     from exporters.quantize_onnx import quantize_int8
     from exporters.sensitivity import layer_sensitivity
 
@@ -44,11 +50,15 @@ def run(recipe: Recipe, context: Context) -> None:
     batch = recipe.export[0].batch
     preprocessing = Preprocessing.of_file(source)
     stream = CalibrationStream(data, preprocessing, batch)
+    refuse_noise(stream, where="quantize")
     settings = recipe.quantize.model_dump(
         include={"reduce_range", "method", "percentile", "equalize", "keep_fp32"},
     )
     index: dict[str, Any] = {}
     for form in recipe.quantize.forms:
+        if form == "nncf":
+            index |= by_nncf(source, context, stream, data)
+            continue
         name = NAMES[form]
         path = context.folder / f"{name}.onnx"
         artifact = quantize_int8(
@@ -69,6 +79,40 @@ def run(recipe: Recipe, context: Context) -> None:
             worst = ", ".join(f"{layer.label} {layer.alone_db:.0f} dB" for layer in found.layers[:3])
             context.say(f"quantize: {name}, most sensitive layers, each quantized alone: {worst}")
     write_json(context.folder / INDEX, index)
+
+
+def nncf_stamp() -> dict[str, str]:
+    """What is installed of NNCF: without it, its form is left out, and made when it is there."""
+    from exporters.artifact import installed_versions
+
+    return installed_versions("nncf", "openvino")
+
+
+def by_nncf(source: Path, context: Context, stream: CalibrationStream, data: Prepared) -> dict[str, Any]:
+    """OpenVINO's own int8 file, by NNCF on the same samples; {} with the reason said where NNCF is not installed."""
+    from exporters import open_runner
+    from exporters.parity import compare
+    from exporters.to_openvino import NncfExporter, quantize_nncf
+
+    if reason := NncfExporter().unavailable():
+        context.say(f"quantize: {NNCF} is left out: {reason}")
+        return {}
+    path = context.folder / f"{NNCF}.xml"
+    artifact = quantize_nncf(source, path, batches=stream, say=lambda line: context.say(f"quantize: {NNCF}, {line}"))
+    feeds = parity_feeds(data, source, stream.batch)
+    with (
+        open_runner("openvino", source, threads=1, shapes=feeds[0].shape) as reference,
+        open_runner("openvino", path, threads=1, shapes=feeds[0].shape) as candidate,
+    ):
+        found = compare(reference, candidate, feeds)
+    if not found.sqnr_db >= LEAST_DB:
+        raise UserError(
+            f"quantize: {NNCF} differs from onnx-fp32: {found.sqnr_db:.1f} dB on real samples, at least {LEAST_DB:g} "
+            'dB wanted; leave "nncf" out of quantize.forms'
+        )
+    parity = found.to_json() | {"against": source.stem}
+    context.say(f"quantize: {NNCF}; {said(parity)}")
+    return {NNCF: {"artifact": artifact.to_json(), "parity": parity}}
 
 
 class CalibrationStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,11 @@ from pipeline.recipe import Recipe
 from pipeline.stages import distill, export, quantize, teacher
 from pipeline.stages.export import preprocessing_of
 
-TORCH = "torch"
+TORCH, COMPILE = "torch", "torch-compile"
+# Forms for NVIDIA's runtimes: they are judged there, and on ONNX Runtime's CPU provider only where none of those runs.
+NVIDIA_FORMS = ("onnx-int8-gpu", "onnx-int8-trt86")
+COMPILED_BATCH = 64
+NVIDIA = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda")
 CLIMBED = ("ladder", "qat")
 
 
@@ -32,6 +37,7 @@ class Judged:
     runtime: str
     path: Path
     parity: dict[str, Any] | None = None
+    counted: Path | None = None  # what is counted in the place of a file whose operations cannot be
 
 
 def climbed(recipe: Recipe) -> tuple[str, ...]:
@@ -43,18 +49,25 @@ def climbed(recipe: Recipe) -> tuple[str, ...]:
 
 def runtimes(recipe: Recipe) -> tuple[str, ...]:
     """Runtimes of files: all that run here for `auto`; one that is named but missing is refused."""
-    from exporters import RUNTIMES, unavailable
+    from exporters import MODULE_RUNTIMES, RUNTIMES, unavailable
 
     wanted = recipe.profile.runtimes
     if wanted == "auto":
-        return tuple(name for name in RUNTIMES if name != TORCH and unavailable(name, recipe.profile.device) is None)
+        files = [name for name in RUNTIMES if name not in MODULE_RUNTIMES]
+        return tuple(name for name in files if unavailable(name, recipe.profile.device) is None)
     for name in wanted:
         if name not in RUNTIMES:
             raise RecipeError(f"profile.runtimes: unknown runtime {name!r}{nearest(name, list(RUNTIMES))}")
         reason = unavailable(name, recipe.profile.device)
         if reason:
             raise RecipeError(f"profile.runtimes: {name} cannot run here: {reason}")
-    return tuple(name for name in wanted if name != TORCH)
+    return tuple(name for name in wanted if name not in MODULE_RUNTIMES)
+
+
+def compiled(recipe: Recipe) -> bool:
+    """Whether teacher and student are measured by torch.compile too: only where it is named, since compiling them costs
+    more than all else that `auto` races."""
+    return COMPILE in recipe.profile.runtimes
 
 
 def judged(recipe: Recipe, inputs: Mapping[str, Path]) -> list[Judged]:
@@ -75,13 +88,20 @@ def judged(recipe: Recipe, inputs: Mapping[str, Path]) -> list[Judged]:
         )
         for role, name, stage in trained
     ]
+    if compiled(recipe):
+        subjects += [
+            dataclasses.replace(subject, name=f"{subject.name}@{COMPILE}", runtime=COMPILE)
+            for subject in subjects
+            if subject.name in ("teacher", "student")
+        ]
     available = runtimes(recipe)
     for stage in (export.NAME, quantize.NAME, *CLIMBED):
         if stage not in inputs:
             continue
         index = json.loads((inputs[stage] / export.INDEX).read_text())
         for name, entry in index.items():
-            for runtime in available:
+            kind, file = entry["artifact"]["kind"], entry["artifact"]["path"]
+            for runtime in available if kind != TORCH else (TORCH,):
                 if not runs_well(name, runtime, available):
                     continue
                 subjects.append(
@@ -89,11 +109,12 @@ def judged(recipe: Recipe, inputs: Mapping[str, Path]) -> list[Judged]:
                         name=f"{name}@{runtime}",
                         role="teacher" if name == "teacher" else "artifact",
                         stage=stage,
-                        format="onnx",
+                        format=kind,
                         precision=entry["artifact"]["precision"],
                         runtime=runtime,
-                        path=inputs[stage] / f"{name}.onnx",
+                        path=inputs[stage] / file,
                         parity=entry["parity"],
+                        counted=None if kind == "onnx" else inputs[export.NAME] / "onnx-fp32.onnx",
                     )
                 )
     return subjects
@@ -101,7 +122,13 @@ def judged(recipe: Recipe, inputs: Mapping[str, Path]) -> list[Judged]:
 
 def runs_well(artifact: str, runtime: str, available: tuple[str, ...]) -> bool:
     """The portable int8 form is for TensorRT and OpenVINO: on ONNX Runtime's CPU provider it has no int8 kernels (it
-    is slower than fp32), so it is judged there only when nothing else can run it."""
+    is slower than fp32), so it is judged there only when nothing else can run it. OpenVINO's own files run there alone,
+    those for NVIDIA's runtimes on these and else, for their accuracy and so that a bundle has them, on one runtime."""
+    if artifact.startswith("openvino"):
+        return runtime == "openvino"
+    if artifact.startswith(NVIDIA_FORMS):
+        at_home = [name for name in available if name in NVIDIA]
+        return runtime in (at_home or ([name for name in available if name == "onnxruntime"] or list(available))[:1])
     portable = artifact.startswith("onnx-int8") and not artifact.startswith("onnx-int8-cpu")
     return not (portable and runtime == "onnxruntime" and len(available) > 1)
 
@@ -118,17 +145,20 @@ def opened(subjects: list[Judged], recipe: Recipe, *, threads: int, batch: int =
 
 @contextmanager
 def open_subject(subject: Judged, recipe: Recipe, *, threads: int, batch: int) -> Iterator[Subject]:
-    from exporters import open_runner
+    from exporters import MODULE_RUNTIMES, RUNTIMES, open_runner
     from exporters.artifact import Preprocessing
+    from pipeline.registry import load
 
     device = recipe.profile.device
-    if subject.runtime == TORCH:
-        from exporters.run_torch import TorchRunner
+    if subject.runtime in MODULE_RUNTIMES:
         from pipeline.models.checkpoint import load_checkpoint
 
         module, meta = load_checkpoint(subject.path)
-        shape = (batch or "batch", *meta.input_size)
-        with TorchRunner(module, threads=threads, device=device, input_shape=shape) as runner:
+        # What is compiled is compiled for one shape; an eager module takes batches of any size.
+        usual = COMPILED_BATCH if subject.runtime == COMPILE else "batch"
+        settings = {"threads": threads, "device": device, "input_shape": (batch or usual, *meta.input_size)}
+        runner_of = load(RUNTIMES[subject.runtime])
+        with runner_of(module, precision=subject.precision, **settings) as runner:
             yield Subject(runner=runner, preprocess=preprocessing_of(meta).apply)
         return
     preprocessing = Preprocessing.of_file(subject.path)
