@@ -7,9 +7,10 @@ scale of an activation is learned, as in LSQ (Esser et al. 2020, arXiv:1902.0815
 
     d x' / d scale = round(x / scale) - x / scale   inside,    low - zero or high - zero   outside
 
-its gradient divided by sqrt(values a sample * high), and, as in TQT (Jain et al. 2019, arXiv:1903.08066), in the
-logarithm, so that a step is a share of the scale and the scale stays positive. Weights take the scale of their largest
-magnitude a channel, so that none is ever cut off. Zero points stay as calibration found them.
+its gradient divided by sqrt(values a sample * high). What is trained is the logarithm (as in TQT, Jain et al. 2019,
+arXiv:1903.08066), so that the scale stays positive; its gradient is that over the scale, which gives LSQ's relative
+step, and at most 1 in magnitude, so that no step changes a scale by more than the rate. Weights take the scale of their
+largest magnitude a channel, so that none is ever cut off. Zero points stay as calibration found them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class _Levels(torch.autograd.Function):
         # (found - x) / scale is round(x / scale) - x / scale inside; outside, found / scale is the end of the grid.
         of_scale = ((gradient * found).sum() - (passed * x).sum()) / scale
         share = 1 / math.sqrt(x[0].numel() * max(ctx.high, 1))
-        return passed, of_scale * share, None, None, None
+        # What is trained is log(scale), whose chain rule multiplies by the scale once more.
+        return passed, (of_scale * share / scale).clamp(-1, 1) / scale, None, None, None
 
 
 class ActivationGrid(nn.Module):

@@ -1,14 +1,16 @@
 """The quantize stage and its table of the recipe: options reach the files, the ranking reaches artifacts.json."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from exporter_nets import file
 
-from exporters.artifact import read_metadata
-from pipeline.recipe import Quantize
+from exporters.artifact import ExportError, read_metadata
+from exporters.calibration_samples import likeness, refuse_noise
+from pipeline.recipe import RUNGS, Quantize
 from pipeline.stages import quantize
 
 
@@ -17,9 +19,15 @@ def run(tmp_path, monkeypatch):
     """run(**options) -> the index and what was said; the net and its images are small ones of the exporters' tests."""
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "onnx-fp32.onnx").write_bytes(file("fp32").read_bytes())
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 256, (40, 17, 16, 3))
+    images = ((drawn[:, 1:] + drawn[:, :-1]) // 2).astype(np.uint8)  # neighbours are alike, as in images
     train = SimpleNamespace(load=lambda chosen: images[chosen])
-    data = SimpleNamespace(calibration=np.arange(8), validation=np.arange(8, 40), source=SimpleNamespace(train=train))
+    data = SimpleNamespace(
+        calibration=np.arange(8),
+        validation=np.arange(8, 40),
+        source=SimpleNamespace(train=train),
+        validation_images=train,
+    )
     monkeypatch.setattr(quantize, "prepared", lambda recipe, folder: data)
 
     def call(**options):
@@ -82,3 +90,67 @@ def test_an_option_without_effect_is_refused():
         Quantize(method="entropy", percentile=99)
     assert 'percentile = 99 has no effect with method = "entropy"; write method = "percentile"' in str(error.value)
     assert Quantize.model_validate(Quantize().model_dump()) == Quantize()
+
+
+def test_noise_is_refused_as_calibration_images(run, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    train = SimpleNamespace(load=lambda chosen: noise[chosen])
+    data = SimpleNamespace(
+        calibration=np.arange(8),
+        validation=np.arange(8, 40),
+        source=SimpleNamespace(train=train),
+        validation_images=train,
+    )
+    monkeypatch.setattr(quantize, "prepared", lambda recipe, folder: data)
+    with pytest.raises(ExportError) as error:
+        run()
+    assert str(error.value) == (
+        "quantize: the calibration samples look like noise: neighbouring pixels correlate by 0.00, those of images by "
+        "far more than 0.1; give real images, preprocessed as in training"
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (np.indices((8, 8)).sum(0)[None, None] * np.ones((4, 3, 1, 1)), 0.8),  # a ramp
+        (np.random.default_rng(0).normal(size=(8, 3, 16, 16)), 0.0),
+        (np.ones((4, 1, 8, 8)), None),
+        (np.ones((4, 1, 2, 8)), None),
+    ],
+)
+def test_likeness_of_neighbours(images, expected):
+    found = likeness(images)
+    assert found is None if expected is None else found == pytest.approx(expected, abs=0.12)
+
+
+def test_few_values_and_other_inputs_than_images_say_nothing():
+    refuse_noise([np.random.default_rng(0).normal(size=(1, 3, 8, 8))], where="x")
+    refuse_noise([np.random.default_rng(0).normal(size=(64, 100))], where="x")
+    refuse_noise([], where="x")
+
+
+def test_the_ladder_leaves_the_plain_stage_as_it_was():
+    plain, climbing = (
+        quantize.stage(SimpleNamespace(quantize=Quantize(**options))).config  # type: ignore[arg-type]
+        for options in ({}, {"ladder": True, "ladder_stop": False, "qat": {"epochs": 2}})
+    )
+    assert plain == climbing and not {"ladder", "ladder_stop", "qat"} & set(plain["quantize"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ladder": []}, "ladder names no rung; write ladder = true, or some of calibration, samples, equalize"),
+        ({"qat": {"epochs": 2}}, "qat has no effect without its rung; write ladder = true"),
+        ({"ladder": ["samples"], "qat": {"lr": 0.1}}, "qat has no effect without its rung; write ladder = true"),
+    ],
+)
+def test_a_ladder_that_climbs_nothing_is_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Quantize(**options)
+
+
+def test_rungs_are_climbed_from_cheap_to_dear_however_they_are_listed():
+    assert Quantize(ladder=("qat", "samples")).rungs == ("samples", "qat")
+    assert Quantize(ladder=True).rungs == RUNGS and Quantize().rungs == ()

@@ -38,8 +38,9 @@ NAME = "qat"
 RECORD = "qat.json"  # with seconds and latencies, which differ from build to build
 SHARE_OF_EPOCHS = 4
 SHARE_OF_LR = 100
+LEAST_AGREED_DB = 20.0  # of the outputs, end to end: a whole number that fell otherwise moves all behind it
 LEAST_EQUAL = 0.999  # of the whole numbers, file against module; the rest fell on the edge between two
-_ACTIVATIONS = {"head_lr": 0.0, "freeze": (), "ema": 0.0, "precision": "fp32", "compile": False, "early_stopping": 0}
+_PLAIN = {"head_lr": 0.0, "freeze": (), "ema": 0.0, "precision": "fp32", "compile": False, "early_stopping": 0}
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -148,10 +149,11 @@ def trained(
     export_trained(ready, path, batches=stream, metadata=facts)
     feeds = export.parity_feeds(data, source, recipe.export[0].batch)
     agreed = agreement(ready, path, feeds)
-    if agreed.equal < LEAST_EQUAL:
+    noise = math.inf if agreed.sqnr_db is None else agreed.sqnr_db
+    if agreed.equal < LEAST_EQUAL or noise < LEAST_AGREED_DB:
         raise UserError(
-            f"qat: {form}: the exported file has {1 - agreed.equal:.2%} other whole numbers than the module that was "
-            "trained; report the model"
+            f"qat: {form}: the exported file is not the module that was trained: {1 - agreed.equal:.2%} of its whole "
+            f"numbers differ, and its outputs by {noise:.1f} dB; report the model"
         )
     record |= bench.judge(path) | bench.time({NAME: path})[NAME]
     return record | {
@@ -204,7 +206,7 @@ def retaught(lesson: Lesson, recipe: Recipe) -> Lesson:
         for term in settings.losses
         if not term.until_epoch or term.until_epoch >= settings.epochs
     )
-    changes: dict[str, Any] = _ACTIVATIONS | {
+    changes: dict[str, Any] = _PLAIN | {
         "epochs": qat.epochs or math.ceil(settings.epochs / SHARE_OF_EPOCHS),
         "lr": qat.lr or settings.lr / SHARE_OF_LR,
         "losses": terms,
