@@ -11,7 +11,8 @@ SHORT = ("--set", "profile.min_seconds=0.02", "--set", 'profile.runtimes=["onnxr
 VERDICT_CODES = (0, 3, 4)
 
 # Of the papers' recipes those that take a path of their own through the chain; the rest differ in networks and rates.
-QUICK_PAPERS = ("paper003", "paper004")  # generations; mixup without labels
+# Generations, pictures as answers, mixup without labels.
+QUICK_PAPERS = ("paper003", "paper003-super-resolution", "paper004")
 NAMES = sorted(set(shipped()) - {"digits"})  # digits has tests/test_chain_smoke.py
 SLOW = {name for name in NAMES if name.startswith("paper")} - set(QUICK_PAPERS)
 

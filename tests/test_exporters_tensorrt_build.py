@@ -72,11 +72,10 @@ def quantize(source, path, shape):
     return quantize_int8(source, path, form="portable", batches=batches).path
 
 
-def build_all(name, shape, folder):
+def build_all(name, shape, folder, classes=10):
     from pipeline.models import build
 
     torch.manual_seed(0)
-    classes = 10
     module = build(name, num_classes=classes, in_channels=shape[1]).eval()
     plain = export_onnx(
         module, folder / "fp32.onnx", input_shape=shape, opset=20, dynamic_batch=False, metadata={}
@@ -93,21 +92,30 @@ def build_all(name, shape, folder):
         assert facts["notes"] == []
 
 
-QUICK = ("mlperf-resnet8", "cifar-resnet20?width=0.25", "torchvision:mobilenet_v2")
+QUICK = {
+    "attention-sr?channels=8&blocks=1": "super-resolution",
+    "mlperf-resnet8": "classification",
+    "cifar-resnet20?width=0.25": "classification",
+    "torchvision:mobilenet_v2": "classification",
+}
 
 
 def students():
     """The network of every shipped recipe; all but a few kinds are left to the long run."""
     from pipeline.recipe_file import read_toml, shipped
 
-    named = {read_toml(path)["student"]["model"] for path in shipped().values()}
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted({*named, *QUICK})]
+    recipes = [read_toml(path) for path in shipped().values()]
+    named = QUICK | {recipe["student"]["model"]: recipe.get("task", "classification") for recipe in recipes}
+    return [
+        pytest.param(name, named[name], marks=() if name in QUICK else pytest.mark.slow, id=name)
+        for name in sorted(named)
+    ]
 
 
-@pytest.mark.parametrize("name", students())
-def test_the_student_of_every_recipe_builds_in_every_form(name, tmp_path):
-    side = 64 if name.startswith(("torchvision:", "scene-cnn")) else 32
-    build_all(name, (1, 3, side, side), tmp_path)
+@pytest.mark.parametrize(("name", "task"), students())
+def test_the_student_of_every_recipe_builds_in_every_form(name, task, tmp_path):
+    side = 64 if name.startswith(("torchvision:", "scene-cnn", "smp:")) else 32
+    build_all(name, (1, 3, side, side), tmp_path, classes={"super-resolution": 3, "edges": 1}.get(task, 10))
 
 
 def test_batches_may_stay_open_between_bounds(tmp_path):

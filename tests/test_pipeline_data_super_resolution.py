@@ -1,5 +1,6 @@
 """Photographs as a source: splits by whole images, reductions, the border of the metric, faults in plain lines."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,8 @@ def test_no_folder_and_no_root(tmp_path: Path) -> None:
 
 
 def test_sample_photographs_are_squares_of_other_places_in_each_split() -> None:
-    pytest.importorskip("sklearn")
+    if find_spec("sklearn") is None:  # importing it would take seconds
+        pytest.skip("scikit-learn is not installed")
     source = open_source(Data(name="sample-photographs", patch=16, patches=2))
     assert source.validation is not None
     assert (len(source.train), len(source.validation), len(source.test)) == (48, 8, 16)

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from pipeline import chain
+from pipeline.data import NEEDS_ROOT
 from pipeline.gate_rules import parse_limit
 from pipeline.intervals import Pairs, paired_difference
+from pipeline.losses import NEEDS_TEACHER
 from pipeline.models import build, parse_name
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.torchvision_names import cached_weights, weights_url
@@ -28,7 +30,9 @@ from pipeline.sweeps.points import plan
 from pipeline.sweeps.run import stage_keys
 from profiles.flops import count_torch
 
-NAMES = sorted(name for name in shipped() if name.startswith("paper"))
+PAPERS = sorted(name for name in shipped() if name.startswith("paper"))
+DENSE = [name for name in PAPERS if load_recipe(name).task != "classification"]
+NAMES = [name for name in PAPERS if name not in DENSE]
 MOBILE, HALF = "torchvision:mobilenet_v2", "torchvision:mobilenet_v2?width_mult=0.5"
 KD_CE = {
     "paper000": (0.5, 4.0, 0.5),  # l CE + (1 - l) KD, l = 0.5, at III.D's temperature
@@ -189,13 +193,23 @@ def test_smoke_forms_are_small(name: str) -> None:
             assert macs(model, side) < 10e6, model
 
 
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_recipes_teach_with_the_teachers_pictures_and_gate_the_tasks_own_metric(name: str) -> None:
+    recipe = load_recipe(name)
+    terms = {term.loss for term in recipe.distill.losses if term.weight > 0}
+    assert terms & NEEDS_TEACHER and terms - NEEDS_TEACHER, "the control learns from the terms without a teacher"
+    assert any(rule.metric.endswith("_drop") and rule.against == "teacher" for rule in recipe.gate)
+    smoke = load_recipe(name, smoke=True)
+    assert smoke.data.root == "" and smoke.data.name not in NEEDS_ROOT
+
+
 @functools.cache
 def macs(model: str, side: int) -> float:
     with torch.device("meta"):
         return count_torch(build(model, num_classes=10, in_channels=1), (1, 1, side, side)).macs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAPERS)
 def test_headers_say_what_the_paper_got_wrong_and_what_a_run_costs(name: str) -> None:
     header = shipped()[name].read_text(encoding="utf-8").split("\nname =")[0]
     assert "\n# Cost" in header
