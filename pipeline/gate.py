@@ -61,6 +61,11 @@ class Verdict:
     assurance: dict[str, Any]
     notes: tuple[str, ...] = ()
 
+    def recorded(self) -> dict[str, Any]:
+        """What a report keeps of it."""
+        kept: dict[str, Any] = {"gates": self.gates(), "verdict": self.verdict, "assurance": self.assurance}
+        return kept | ({"notes": list(self.notes)} if self.notes else {})
+
     def gates(self) -> list[dict[str, Any]]:
         """The checks as JSON-able tables, as they stand in report.json; `waived` only where it is."""
         return [{k: v for k, v in asdict(check).items() if k != "waived" or v is not None} for check in self.checks]
@@ -279,7 +284,7 @@ def decide_exact(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Ru
 
 
 def decide_int8_share(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """What the file that ships holds, counted weight by weight; no interval, as nothing is sampled."""
+    """What the file that ships does, counted layer by layer; no interval, as nothing is sampled."""
     share = measured(subject, "int8_share")
     if share > 1:
         raise UnmeasuredError(f"int8_share of {subject['name']} is {share}, not a share")

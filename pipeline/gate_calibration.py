@@ -23,24 +23,7 @@ from pipeline.gate import Evidence, UnmeasuredError, measured
 from pipeline.gate_rules import Limit, Rule
 from pipeline.intervals import GATE_CONFIDENCE, Interval, samples_to_decide
 
-BINS = 15
 FEWEST = 200  # samples below which nothing is claimed: bins would hold a handful each
-
-
-def reliability(outcomes: Mapping[str, np.ndarray]) -> list[list[float]]:
-    """A row a bin of confidence that is not empty: [n, mean gap, sum of squared gaps about it].
-
-    The gap of a sample is its `confidence` (float (N,)) minus whether it is `correct` (bool (N,)).
-    """
-    confidence = np.asarray(outcomes["confidence"], np.float64)
-    gap = confidence - np.asarray(outcomes["correct"], np.float64)
-    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    rows = []
-    for b in range(BINS):
-        inside = gap[place == b]
-        if len(inside):
-            rows.append([len(inside), float(inside.mean()), float(((inside - inside.mean()) ** 2).sum())])
-    return rows
 
 
 def ece_bounds(rows: list[list[float]], factor: float = 1.0, confidence: float = GATE_CONFIDENCE) -> Interval:

@@ -89,10 +89,13 @@ def slices_of(report: Mapping[str, Any], subject: Mapping[str, Any], against: st
         raise UnmeasuredError(f"the test samples have no column {column!r}: {told}")
     facts = report.get("data") or {}
     names = facts.get("class_names") if column == CLASS else (facts.get("slices") or {}).get(column)
-    if not isinstance(names, list) or len(names) != len(table):
+    if not isinstance(names, list) or len(names) < len(table):
         raise UnmeasuredError(f"the names of the {len(table)} values of {column} were not recorded")
+    table = table + [[0] * len(GROUP)] * (len(names) - len(table))  # of the last ones no sample came up
     found = {str(key): _counts(v, name, against, turned=row["turned"]) for key, v in zip(names, table, strict=True)}
-    if sum(group.n for group in found.values()) != whole.n or sum(g.agree for g in found.values()) != whole.agree:
+    n, agree = sum(group.n for group in found.values()), sum(group.agree for group in found.values())
+    # a sample may have no value in a column, but every one has a class
+    if n > whole.n or agree > whole.agree or (column == CLASS and (n, agree) != (whole.n, whole.agree)):
         raise UnmeasuredError(f"the counts of {name} and {against} by {column} do not add up to their n of {whole.n}")
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.gate import Evidence, UnmeasuredError, comparisons, measured, subject_of
 from pipeline.gate_rules import Limit, Rule
 from pipeline.intervals import GATE_CONFIDENCE, Interval, samples_by_width
-from pipeline.latency_evidence import block_median_bounds, late_share
+from pipeline.latency_evidence import block_median_bounds
 
 KIND = "device"
 MIN_BLOCKS = 30
@@ -119,8 +119,16 @@ def _hanging(n: int, worth: float, what: str) -> str:
 
 
 def _median(report: Mapping[str, Any], subject: Mapping[str, Any]) -> tuple[Interval, int, str]:
-    """p50 with distribution-free bounds from the block medians of any side-by-side measurement of the subject."""
+    """p50 by the bounds recorded from the raw latencies; of an older report, from the block medians of any
+    side-by-side measurement of the subject."""
     value, name = _milliseconds(subject, "p50_ms"), subject["name"]
+    entry = latency_of(subject)
+    found, blocks = (entry.get("tails") or {}).get("p50"), entry.get("blocks")
+    if found is not None and isinstance(blocks, int):
+        if blocks < MIN_BLOCKS:
+            raise UnmeasuredError(f"{blocks} blocks of latency are too few; {MIN_BLOCKS} are needed (profile.blocks)")
+        bounds, worth = _recorded(subject, found, value, "p50")
+        return bounds, blocks, _hanging(int(entry["n"]), worth, "queries")
     sides = (("subject", {"subject": name}), ("against", {"against": name}))
     rows = [(row, side) for side, key in sides for row in comparisons(report, "latency", latency_kind=KIND, **key)]
     if not rows:
@@ -164,18 +172,24 @@ def _percentile(report: Mapping[str, Any], subject: Mapping[str, Any], limit: Li
     found = (entry.get("tails") or {}).get(name)
     if found is None:
         return _taken_as_independent(report, subject, limit, name)
-    upper, lower, worth = (found.get(key) for key in ("upper_ms", "lower_ms", "n_effective"))
-    if not isinstance(worth, int) or not 0 < worth <= n:
-        raise UnmeasuredError(f"the independence of the latencies of {subject['name']} was not checked")
-    hanging = _hanging(n, worth, "queries")
-    if upper is None:
-        raise UnmeasuredError(f"{hanging or f'{n} queries'} and are too few for {name}; {least} are needed")
-    if not all(isinstance(x, (int, float)) and math.isfinite(x) and x > 0 for x in (upper, lower or 1.0)):
-        raise UnmeasuredError(f"the bounds of {name} of {subject['name']} are not positive numbers")
-    bounds = Interval(value=value, lower=min(float(lower or 0.0), value), upper=max(float(upper), value))
+    bounds, worth = _recorded(subject, found, value, name)
     more = samples_by_width(bounds, n, limit.value)
-    note = _load(subject, hanging)
+    note = _load(subject, _hanging(n, worth, "queries"))
     return Evidence(interval=bounds, unit="ms", n=n, more=more, counted="queries", note=note)
+
+
+def _recorded(subject: Mapping[str, Any], found: Mapping[str, Any], value: float, name: str) -> tuple[Interval, int]:
+    """The bounds of a percentile in an entry of `tails`, and how many independent queries they rest on."""
+    upper, lower, worth = (found.get(key) for key in ("upper_ms", "lower_ms", "n_effective"))
+    n = latency_of(subject).get("n")
+    if type(worth) is not int or not isinstance(n, int) or not 0 < worth <= n:
+        raise UnmeasuredError(f"the independence of the latencies of {subject['name']} was not checked")
+    if upper is None or lower is None:
+        why = f"{n:,} queries of {subject['name']} are worth {worth:,} independent ones"
+        raise UnmeasuredError(f"{why}, too few or too bursty to bound {name}; measure longer")
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) and x > 0 for x in (upper, lower)):
+        raise UnmeasuredError(f"the bounds of {name} of {subject['name']} are not positive numbers")
+    return Interval(value=value, lower=min(float(lower), value), upper=max(float(upper), value)), worth
 
 
 def _taken_as_independent(report: Mapping[str, Any], subject: Mapping[str, Any], limit: Limit, name: str) -> Evidence:
@@ -193,7 +207,7 @@ def _taken_as_independent(report: Mapping[str, Any], subject: Mapping[str, Any],
 
 
 def decide_deadline_misses(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """The share of queries slower than `deadline_ms`, exact bounds of as many independent ones as they are worth."""
+    """The share of queries slower than `deadline_ms`, by bounds that allow for bursts."""
     tables = latency_of(subject).get("late") or ()
     table = next((t for t in tables if t.get("deadline_ms") == rule.deadline_ms), None)
     if table is None:
@@ -203,7 +217,11 @@ def decide_deadline_misses(report: Mapping[str, Any], subject: Mapping[str, Any]
     counts = [table.get(key) for key in ("count", "n", "n_effective", "longest_run")]
     if any(type(x) is not int or x < 0 for x in counts) or not 0 < table["n_effective"] <= table["n"] >= table["count"]:
         raise UnmeasuredError(f"the missed deadlines of {subject['name']} are not counts")
-    bounds, n = late_share(table), table["n"]
+    n, share = table["n"], table["count"] / table["n"]
+    lower, upper = table.get("lower"), table.get("upper")
+    if not all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in (lower, upper)):
+        raise UnmeasuredError(f"the missed deadlines of {subject['name']} have no bounds")
+    bounds = Interval(value=share, lower=min(float(lower), share), upper=max(float(upper), share))
     runs = f"{table['longest_run']} at most one after the other" if table["count"] else "none was missed"
     note = _load(subject, "; ".join(part for part in (runs, _hanging(n, table["n_effective"], "queries")) if part))
     more = samples_by_width(bounds, n, limit.value)

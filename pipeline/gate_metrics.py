@@ -171,10 +171,10 @@ METRICS: dict[str, MetricRow] = {
     "size_bytes": _amount("File size", "bytes", _EXACT, "size of the file that ships"),
     "energy_j": _amount("Energy an image", "J", _EXACT, "joules an image by this machine's sensors"),
     "int8_share": _share(
-        "Weights in int8",
+        "Layers in int8",
         needs_against=False,
         decider="pipeline.gate:decide_int8_share",
-        meaning="share of the weights of convolutions and matrix products that the file holds in int8",
+        meaning="share of convolutions and matrix products that compute on int8 values",
     ),
     "params": _amount("Parameters", "", _EXACT, "parameters"),
     "macs": _amount("MACs an image", "", _EXACT, "multiply-accumulates of one image"),

@@ -33,6 +33,13 @@ def select(
     rejected = []
     for name in order:
         broken = next((why for rule in rules if (why := breaks(by_name[name], rule, validation))), None)
+        slow = no_gain(report, by_name[name]) if broken is None else None
+        if slow is not None:
+            other, why = slow
+            if not any(breaks(by_name[other], rule, validation) for rule in rules):
+                rejected.append(f"{name} passed over: {why}")
+                continue
+            rejected.append(f"{name} is {why}, which breaks the limits")
         if broken is None:
             passed = "the fastest artifact" + (
                 " that keeps the accuracy limits on the validation split" if rejected else ""
@@ -42,6 +49,38 @@ def select(
     best = max(order, key=lambda name: by_name[name]["accuracy"]["validation"] or 0.0)
     reason = f"none keeps the limits on the validation split, so the most accurate one is judged; {'; '.join(rejected)}"
     return {"chosen": best, "order": order, "reason": reason}
+
+
+def no_gain(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A float form on the same runtime that the int8 artifact `row` is not proven to be faster than, and the words.
+
+    int8 costs accuracy; it is worth that only where the ratio of medians, measured side by side, is above 1 with 99 %
+    confidence. None for other precisions, and where no float form was timed.
+    """
+    if row.get("precision") != "int8":
+        return None
+    for precision in ("fp32", "fp16"):
+        other = f"onnx-{precision}@{row.get('runtime')}"
+        form = next((found for found in report["subjects"] if found["name"] == other), None)
+        if form is None or p50(form) is None:
+            continue
+        pair = next(
+            (
+                found
+                for found in report.get("comparisons") or ()
+                if found.get("kind") == "latency" and found.get("latency_kind") == "device"
+                if (found["subject"], found["against"]) == (row["name"], other)
+            ),
+            None,
+        )
+        if pair is None and precision == "fp16":
+            continue  # only fp32 is always measured beside it
+        ratio, lower = (None, None) if pair is None else (pair.get("ratio"), pair.get("ratio_lower"))
+        if lower is None or lower <= 1.0:
+            known = "not compared side by side" if ratio is None else f"{ratio:.2f}x"
+            sure = "" if lower is None else f", 99 % sure of {lower:.2f}x"
+            return other, f"not faster than {other} ({known}{sure})"
+    return None
 
 
 def p50(row: Mapping[str, Any]) -> float | None:

@@ -29,6 +29,7 @@ from pipeline.stages import evaluate as evaluate_stage
 from pipeline.stages import gate as gate_stage
 from pipeline.stages import profile as profile_stage
 from pipeline.stages.data import Prepared
+from pipeline.stages.gate_evidence import add_int8, add_latency
 from pipeline.stages.subjects import TORCH, Judged, open_subject, opened, runs_well, runtimes
 from pipeline.tasks import TASKS
 
@@ -84,8 +85,9 @@ def measure(
     }
     validation = [pair for pair in judgement["comparisons"] if pair["split"] == "validation"]
     report["selection"] = select(report, recipe.gate, validation)
-    verdict = judge(report)
-    report["gates"], report["verdict"] = verdict.gates(), verdict.verdict
+    add_latency(report["subjects"], out / profile_stage.NAME, recipe.gate)
+    add_int8(report["subjects"], {subject.name: subject.path for subject in found.running})
+    report |= judge(report).recorded()
     write_json(out / gate_stage.REPORT, report)
     write_text(out / "report.md", render_markdown(report))
     write_text(out / "report.html", render_html(report))

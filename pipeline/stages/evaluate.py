@@ -43,7 +43,7 @@ def stage(recipe: Recipe) -> Stage:
     repeats = tuple(run.name for run in distill.stages(recipe) if "-seed" in run.name)
     return Stage(
         name=NAME,
-        version=1,
+        version=2,
         needs=needs(recipe) + repeats,
         config={
             "task": recipe.task,

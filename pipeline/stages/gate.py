@@ -17,6 +17,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages import distill, evaluate, profile, teacher
 from pipeline.stages.climb_report import ladder_of
 from pipeline.stages.data import NAME as DATA
+from pipeline.stages.gate_evidence import add_int8, add_latency
 from pipeline.stages.subjects import TORCH, Judged, climbed, judged
 from pipeline.tasks import task_of
 
@@ -29,11 +30,12 @@ def stage(recipe: Recipe, command: str) -> Stage:
     repeats = tuple(run.name for run in distill.stages(recipe) if "-seed" in run.name)
     return Stage(
         name=NAME,
-        version=1,
+        version=2,
         needs=(*evaluate.needs(recipe), *repeats, teacher.CHECK, evaluate.NAME, profile.NAME),
         config={
             "gate": [rule.model_dump(mode="json") for rule in recipe.gate],
             "description": recipe.description,
+            **({"waiver": [waiver.model_dump(mode="json") for waiver in recipe.waiver]} if recipe.waiver else {}),
             **({"ladder": 1} if climbed(recipe) else {}),  # of what is said of it; other reports stay as they are
         },
         run=functools.partial(run, recipe, command),
@@ -46,8 +48,8 @@ def run(recipe: Recipe, command: str, context: Context) -> None:
     from pipeline.report import render_html, render_markdown
 
     report = build(recipe, command, context.inputs)
-    verdict = judge(report, recipe.gate)
-    report["gates"], report["verdict"] = verdict.gates(), verdict.verdict
+    verdict = judge(report)
+    report |= verdict.recorded()
     write_json(context.folder / REPORT, report)
     write_text(context.folder / "report.md", render_markdown(report))
     write_text(context.folder / "report.html", render_html(report))
@@ -60,7 +62,10 @@ def build(recipe: Recipe, command: str, inputs: Mapping[str, Path]) -> dict[str,
     judgement = evaluate.read(inputs[evaluate.NAME])
     measured = profile.read(inputs[profile.NAME])
     manifests = {name: json.loads((folder / "manifest.json").read_text()) for name, folder in inputs.items()}
-    subjects = [row(subject, inputs, judgement, measured, manifests) for subject in judged(recipe, inputs)]
+    found = judged(recipe, inputs)
+    subjects = [row(subject, inputs, judgement, measured, manifests) for subject in found]
+    add_latency(subjects, inputs[profile.NAME], recipe.gate)
+    add_int8(subjects, {subject.name: subject.path for subject in found})
     test = [pair for pair in judgement["comparisons"] if pair["split"] == "test"]
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

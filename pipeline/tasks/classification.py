@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.evaluate import CHUNK, Subject, infer
 from pipeline.intervals import Pairs, paired_difference, wilson
+from pipeline.tasks.groups import by_column, reliability
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +59,7 @@ class Classification:
         return top1(network, data, device=device, dtype=dtype)
 
     @staticmethod
-    def check_teacher(
-        module: Any, meta: ModelMeta, images: Images, indices: np.ndarray, part: Teacher
-    ) -> TeacherCheck:
+    def check_teacher(module: Any, meta: ModelMeta, images: Images, indices: np.ndarray, part: Teacher) -> TeacherCheck:
         from pipeline.teacher_check import diagnose, sample
 
         chosen = sample(images.labels, indices)
@@ -87,7 +86,8 @@ class Classification:
 
     @staticmethod
     def outcomes(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Per-sample results of logits (N, C): `prediction` int32, `correct` bool, `top5` bool, `confidence` float32.
+        """Per-sample results of logits (N, C): `prediction` and `label` int32, `correct` and `top5` bool, `confidence`
+        float32.
 
         A row with a value that is not finite counts as wrong (prediction -1): it must never win by accident.
         """
@@ -103,6 +103,7 @@ class Classification:
             "correct": prediction == labels,
             "top5": (best == labels[:, None]).any(axis=1) & finite,
             "confidence": (shifted.max(axis=1) / shifted.sum(axis=1)).astype(np.float32),
+            "label": np.asarray(labels).astype(np.int32),
         }
 
     @staticmethod
@@ -117,13 +118,16 @@ class Classification:
             "n": n,
             "ci95": [float(low), float(high)],
             "top5": float(outcomes["top5"].mean()),
+            "reliability": reliability(outcomes),
         }
 
     @staticmethod
-    def pair(subject: dict[str, np.ndarray], against: dict[str, np.ndarray]) -> dict[str, int]:
-        """Counts for a paired test: both right, only one of them right, neither, and equal predictions."""
+    def pair(subject: dict[str, np.ndarray], against: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Counts for a paired test: both right, only one of them right, neither, and equal predictions; `by` has them
+        of each class and slice, where the outcomes tell (see `pipeline.tasks.groups`)."""
         a, b = subject["correct"], against["correct"]
-        return {
+        by = by_column(subject, against)
+        return ({"by": by} if by else {}) | {
             "n": len(a),
             "both": int((a & b).sum()),
             "only_subject": int((a & ~b).sum()),
