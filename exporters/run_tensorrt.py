@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from exporters.artifact import ExportError, IOSpec, file_sha256, read_metadata
-from exporters.base import Feeds, Shapes, check_feeds, fix_shapes
+from exporters.base import Feeds, LayerSamples, Shapes, check_feeds, fix_shapes
 from exporters.cuda_driver import Cuda, CudaError, capability, driver_build
 from exporters.onnx_file import graph_precision, load_graph
 from exporters.tensorrt_api import Edition, edition_of, logger_of, said
@@ -162,6 +162,21 @@ class TensorRtRunner:
             tensors_bytes=self._tensors_bytes,
         )
 
+    def profile_layers(self, feeds: Feeds, runs: int) -> list[LayerSamples]:
+        """What TensorRT's own profiler says of each layer as it was fused, in a context of its own, without a graph."""
+        from exporters.tensorrt_layers import layer_times
+
+        check_feeds(feeds, self.inputs, where=str(self.path))
+        cuda = self._opened()
+        own = self._allocate(cuda)
+        for name, array in feeds.items():
+            cuda.to_device(own[name], np.ascontiguousarray(array))
+        context = self._engine.create_execution_context()
+        for spec in self.inputs:
+            context.set_input_shape(spec.name, _sizes(spec))
+        trt = edition_of(self.name).module
+        return layer_times(trt, self._engine, context, lambda at: self._enqueue(own, at), cuda.synchronize, runs)
+
     def layers(self) -> str:
         """The inspector's JSON: the layers as they were fused, with their types and kernels."""
         self._opened()
@@ -240,11 +255,11 @@ class TensorRtRunner:
             self._tensors_bytes += size
         return held
 
-    def _enqueue(self, held: Mapping[str, int]) -> None:
-        cuda = self._opened()
+    def _enqueue(self, held: Mapping[str, int], context: Any = None) -> None:
+        cuda, context = self._opened(), context or self._context
         for name, pointer in held.items():
-            self._context.set_tensor_address(name, pointer)
-        if not self._context.execute_async_v3(cuda.stream):
+            context.set_tensor_address(name, pointer)
+        if not context.execute_async_v3(cuda.stream):
             _, lines = logger_of(edition_of(self.name))
             raise ExportError(f"{self.path}: {self.name} could not run it ({said(lines)})")
 

@@ -139,6 +139,7 @@ def fake_trt(version: str, *, warnings: tuple[str, ...] = (), inspector: str = "
     trt.EngineStat = enum.IntEnum("EngineStat", ["TOTAL_WEIGHTS_SIZE"], start=0)
     severity = enum.IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO"], start=0)
     trt.ILogger = type("ILogger", (), {"Severity": severity})
+    trt.IProfiler = type("IProfiler", (), {})
 
     class Builder:
         def __init__(self, logger) -> None:
@@ -206,6 +207,8 @@ def _engine(plan, major):
     profile = about["profiles"][0] if about["profiles"] else {}
 
     class Context:
+        profiler = None
+
         def __init__(self) -> None:
             self.addresses, self.shapes = {}, {}
 
@@ -237,6 +240,9 @@ def _engine(plan, major):
             for spec, array in zip(session.get_outputs(), session.run(None, feeds), strict=True):
                 data = np.ascontiguousarray(array).tobytes()
                 ctypes.memmove(addresses[spec.name], data, len(data))
+            if self.profiler is not None:
+                for node in onnx.load_from_string(plan.partition(b"\0")[2]).graph.node:
+                    self.profiler.report_layer_time(node.name, 0.25 if node.op_type == "Conv" else 0.125)
 
     class Inspector:
         execution_context = None

@@ -53,6 +53,7 @@ def test_everything_is_told_to_people(tmp_path: Path, monkeypatch: pytest.Monkey
         "Conv2d",
         "images/s",
         "layers add up to",
+        "slowest operators: ",
         "soaked ",
         "no throttling seen: ",
         "missed ",

@@ -62,6 +62,13 @@ def test_an_onnx_file_beside_an_engine_goes_to_the_gpu_too(machine: Path, tmp_pa
     assert result.err == f"error: {machine}: tensorrt does not run on cpu; profile on cuda:0\n"
 
 
+def test_the_layers_of_an_engine_are_told_by_tensorrt(machine: Path) -> None:
+    (row,) = cli("profile", machine, *QUICK, "--no-memory", "--layers", "--json").json["subjects"]
+    slowest = row["layers"]["layers"][0]
+    assert (slowest["operator"], slowest["ms"], slowest["n"]) == ("CaskConvolution", 0.25, 50)
+    assert row["layers"]["operators"][0]["operator"] == "CaskConvolution"
+
+
 def test_device_memory_is_by_the_runtimes_own_counters(machine: Path) -> None:
     request = {"runtime": "tensorrt", "path": str(machine), "threads": 1, "device": "cuda:0"}
     found = json.loads(json.dumps(cold_start(request)))["device_memory"]

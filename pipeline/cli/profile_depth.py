@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.cli.profile_subjects import Candidate
 
 SLOWEST = 10  # layers that are printed; --json has all
+KINDS = 4  # kinds of operators that are printed
 LEAST_ENERGY_S = 3.0
 
 
@@ -220,6 +221,8 @@ def show_depth(found: Mapping[str, Any]) -> None:
             for row in layers["layers"][:SLOWEST]:
                 made.add_row(Text(row["name"]), Text(row["operator"]), show(row["ms"], "ms"), f"{row['share']:.1%}")
             console().print(made)
+            kinds = [f"{row['operator']} {row['share']:.0%} in {row['calls']}" for row in layers["operators"][:KINDS]]
+            click.echo(f"slowest operators: {', '.join(kinds)}")
             click.echo(
                 f"{len(layers['layers'])} layers add up to {show(layers['layers_ms'], 'ms')}; without counting, one "
                 f"inference takes {show(layers['inference_ms'], 'ms')}"
