@@ -66,6 +66,12 @@ def sweep_record(found: dict[str, Any]) -> dict[str, Any]:
     return origin(found) | {"points": points}
 
 
+def climbed(ladder: dict[str, Any]) -> dict[str, Any]:
+    """The ladder with the ten most sensitive layers of each form."""
+    ranked = {form: found | {"layers": found["layers"][:10]} for form, found in ladder["sensitivity"].items()}
+    return ladder | {"sensitivity": ranked}
+
+
 def record(report: dict[str, Any]) -> dict[str, Any]:
     pairs = [
         row for row in report["comparisons"] if row["kind"] == "accuracy" and row["against"] in ("teacher", "student")
@@ -74,6 +80,11 @@ def record(report: dict[str, Any]) -> dict[str, Any]:
     return {
         **origin(report),
         "distill": report["recipe"]["distill"],
+        **(
+            {"quantize": report["recipe"]["quantize"], "ladder": climbed(report["ladder"])}
+            if "ladder" in report
+            else {}
+        ),
         "verdict": report["verdict"],
         "selection": report["selection"],
         "gates": report["gates"],
