@@ -100,6 +100,6 @@ def _example(opset: int, scale: str, stored: str) -> ModelProto:
     else:
         constants = [numpy_helper.from_array(kernel, "w")]
     nodes.append(helper.make_node("Conv", list(feeds), ["y"], name="conv"))
-    ports = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 2, 2])] for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "example", *ports, constants)
+    x, y = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 2, 2])] for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "example", x, y, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
