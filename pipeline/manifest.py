@@ -54,6 +54,11 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in _files(folder)}
 
 
+def bytes_in(folder: Path) -> int:
+    """Size of all files below `folder`, whoever wrote them; links are not followed."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def dependencies(stage: Stage, digests: Mapping[str, str | None]) -> dict[str, Any]:
     """All that the result of `stage` may depend on; `digests` of its needed stages, None while one is not known."""
     return canonical(

@@ -36,7 +36,7 @@ State = Literal["fresh", "stale", "missing", "unknown"]
 _FULL_BYTES = 1 << 16
 _REASONS = 3
 PARTIAL, BROKEN = ".partial", ".broken"
-_FOLDER = re.compile(r"(?P<stage>[a-z][a-z0-9_-]*)-(?P<fingerprint>[0-9a-f]{12})(?P<partial>\.partial)?")
+FOLDER = re.compile(r"(?P<stage>[a-z][a-z0-9_-]*)-(?P<fingerprint>[0-9a-f]{12})(?P<partial>\.partial)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Store:
 
     def __init__(self, root: Path | str, recipe_name: str) -> None:
         self.folder = Path(root) / recipe_name
-        self.fresh: dict[str, bool] = {}  # of the last run: stage -> whether it was used as it was
+        self.fresh: dict[str, bool] = {}  # of the last run: stage -> used as it was
         self._locked = False
 
     @contextlib.contextmanager
@@ -264,20 +264,25 @@ class Store:
     def _folders(self) -> Iterator[tuple[Path, re.Match[str]]]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in sorted(self.folder.iterdir()):
-                if (match := _FOLDER.fullmatch(path.name)) and path.is_dir():
+                if (match := FOLDER.fullmatch(path.name)) and path.is_dir():
                     yield path, match
 
     def _say_unused(self, used: Mapping[str, Path], stages: set[str] | None, say: Callable[[str], None]) -> None:
-        """The store keeps earlier builds, so that going back costs nothing; it never grows without saying so."""
+        """Earlier builds are kept, so that going back costs nothing; a store never grows without saying so."""
         unused = [
             path
             for path, match in self._folders()
             if path not in used.values() and (stages is None or match["stage"] in stages)
         ]
+        parts = []
+        if grown := sum(manifest.bytes_in(used[name]) for name, fresh in self.fresh.items() if not fresh):
+            parts.append(f"holds {format_bytes(manifest.bytes_in(self.folder))}, {format_bytes(grown)} of it new")
         if unused:
-            size = sum(file.stat().st_size for path in unused for file in path.rglob("*") if file.is_file())
-            count = "1 folder" if len(unused) == 1 else f"{len(unused)} folders"
-            say(f"{self.folder}: {count} of other settings kept, {format_bytes(size)}; delete what you do not need")
+            size = format_bytes(sum(map(manifest.bytes_in, unused)))
+            count = f"{len(unused)} folder{'s' * (len(unused) > 1)}"
+            parts.append(f"{count} of other settings kept, {size}; 'edgestill store prune'")
+        if parts:
+            say(f"{self.folder}: {'; '.join(parts)}")
 
 
 def _partial(final: Path) -> Path:
@@ -291,7 +296,7 @@ def _first(reasons: tuple[str, ...]) -> str:
 
 
 def _has_files(folder: Path) -> bool:
-    return any(path.is_file() for path in folder.rglob("*")) if folder.is_dir() else False
+    return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
 
 
 def _in_order(stages: Sequence[Stage]) -> list[Stage]:

@@ -18,11 +18,16 @@ def chain(tmp_path: Path) -> Chain:
     return Chain(tmp_path)
 
 
+def held(chain: Chain) -> str:
+    return format_bytes(sum(file.stat().st_size for file in chain.store.folder.rglob("*") if file.is_file()))
+
+
 def test_what_was_built_is_fresh(chain: Chain) -> None:
     assert chain.status() == [("missing", ("never built",)), ("missing", ("never built",))]
     assert not chain.store.folder.exists(), "asking writes nothing"
     assert chain.run() == ["teacher", "student"]
-    assert [re.sub(r"\d+\.\d s, \d+", "T s, N", line) for line in chain.said] == [
+    assert f"holds {held(chain)}, " in chain.said[-1] and chain.said[-1].endswith(" of it new")
+    assert [re.sub(r"\d+\.\d s, \d+", "T s, N", line) for line in chain.said[:-1]] == [
         "teacher: building (never built)",
         "teacher: done in T s, N bytes",
         "student: building (never built)",
@@ -98,8 +103,12 @@ def test_going_back_costs_nothing_and_the_kept_bytes_are_said(chain: Chain) -> N
     before = chain.folders["student"]
     assert chain.run(lr=0.2) == ["student"]
     size = format_bytes(sum(file.stat().st_size for file in before.rglob("*") if file.is_file()))
-    said = f"{chain.store.folder}: 1 folder of other settings kept, {size}; delete what you do not need"
-    assert chain.said[-1] == said
+    held, new = (
+        format_bytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+        for folder in (chain.store.folder, chain.folders["student"])
+    )
+    said = f"1 folder of other settings kept, {size}; 'edgestill store prune'"
+    assert chain.said[-1] == f"{chain.store.folder}: holds {held}, {new} of it new; {said}"
     assert chain.run() == []
     chain.run(lr=0.3)
     assert "2 folders of other settings kept" in chain.said[-1]

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("pipeline.cli.doctor:doctor", "What this machine can train, export and run."),
     "inspect": ("pipeline.cli.inspect:inspect", "Parameters, MACs, size and precision of a model or file."),
     "predict": ("pipeline.cli.predict:predict", "Labels and probabilities for a folder of images, without torch."),
+    "quantize": ("pipeline.cli.quantize:quantize", "Any ONNX file to fp16 and int8, and a bundle that judges it."),
     "profile": ("pipeline.cli.profile:profile", "Latency, throughput and memory on this machine, side by side."),
     "compare": ("pipeline.cli.compare:compare", "One table and one Pareto picture over runs."),
     "sweep": ("pipeline.cli.sweep:sweep", "A recipe over a grid of settings and seeds: many runs, one table."),
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("pipeline.cli.verdict:report", "Render report.md and report.html from report.json."),
     "bundle": ("pipeline.cli.bundle:bundle", "One file with all that a device needs to measure and judge a run."),
     "verify": ("pipeline.cli.verify:verify", "Is a run or bundle as it was written, and does its verdict follow?"),
+    "store": ("pipeline.cli.store:store", "What the store holds that nothing recent needs, and its removal."),
 }
 
 # what a missing import is installed with

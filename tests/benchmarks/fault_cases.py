@@ -1,0 +1,288 @@
+"""The faults themselves: each function tries its cases and hands back a tally."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fault_runs import NAME, STAGES, Server, Tally, kill, lasting, one_line, serving
+
+from pipeline.bundle.verify_run import verify_run
+from pipeline.errors import UserError
+
+KILLS_A_RUN = 25
+
+
+@dataclass
+class Bench:
+    """Where cases run, the facts of a run that met no fault, and the source of chance."""
+
+    folder: Path
+    server: Server
+    whole: dict[str, Any]
+    random: random.Random
+    cases: int | None
+
+    def many(self, usual: int) -> int:
+        return self.cases or usual
+
+    def same(self, store: Path) -> str:
+        """What differs from the run that met no fault; empty when nothing does."""
+        try:
+            found = lasting(store)
+        except (AssertionError, OSError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        odd = [key for key in self.whole.keys() | found.keys() if self.whole.get(key) != found.get(key)]
+        return f"{len(odd)} facts differ, such as {sorted(odd)[0]}" if odd else ""
+
+
+def kills(bench: Bench) -> Tally:
+    """kill -9 again and again in one store, half by time and half before a chosen change of the disk, to the end."""
+    tally = Tally("kill", "kill -9 at a random moment or before a random change of the disk; resumed, same results")
+    wanted, number = bench.many(500), 0
+    while tally.tried < wanted:
+        store = bench.folder / f"kill{number}"
+        number += 1
+        where: list[str] = []
+        trouble = ""
+        for _ in range(10 * KILLS_A_RUN):
+            done = {path.name.rpartition("-")[0] for path in (store / NAME).glob("*-*/") if not path.suffix}
+            left = [name for name in STAGES if name not in done] or STAGES[-1:]
+            stage = bench.random.choice(left[:3])  # what is counted goes on into the stages after it
+            if len(where) >= KILLS_A_RUN or tally.tried + len(where) >= wanted:
+                break
+            code, said, at = killed(bench, store, stage)
+            if code == -9:
+                where.append(at)
+            elif code:
+                trouble = f"exit {code}: {said[-1] if said else ''}"
+                break
+            else:
+                break
+        code, said = (0, [""]) if trouble else bench.server.run(store)
+        trouble = trouble or (f"exit {code}: {said[-1]}" if code else bench.same(store))
+        for place, at in enumerate(where):
+            tally.case(at, trouble if place == len(where) - 1 else "")
+        if trouble and not where:
+            tally.case("before", trouble)
+        shutil.rmtree(store, ignore_errors=True)
+    return tally
+
+
+def killed(bench: Bench, store: Path, stage: str) -> tuple[int, list[str], str]:
+    """One run that dies: before a change of the disk in `stage`, or some time after a line was said."""
+    stages = [STAGES[0]]
+    timer: list[threading.Timer] = []
+    after = bench.random.randint(0, 6)
+    options = {} if bench.random.random() < 0.4 else {"die": [stage, bench.random.randint(1, 24)]}
+    pid = bench.server.start("run", "tiny.toml", "--out", str(store), "--json", **options)
+
+    def on_line(line: str) -> None:
+        name, _, rest = line.partition(": ")
+        if rest.startswith("building"):
+            stages.append(name)
+        if not options and not timer and "fresh" not in rest and (len(stages) - 1) * 2 >= after % 3 + 1:
+            timer.append(threading.Timer(bench.random.expovariate(4.0), kill, [pid]))
+            timer[0].start()
+
+    code, said = bench.server.wait(on_line)
+    for one in timer:
+        one.cancel()
+        one.join()
+    return code, said, stages[-1]
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def full_disk(bench: Bench) -> Tally:
+    """A disk that grows a little after each failure, and a limit on the size of a file."""
+    tally = Tally("full disk", "a tmpfs too small, and a limit on file sizes: one line; with more room, same results")
+    wanted = bench.many(40)
+    need = sum(path.stat().st_size + 4096 for path in (bench.folder / "whole").rglob("*") if path.is_file())
+    while tally.tried < wanted:
+        steps = min(20, wanted - tally.tried)
+        with small_disk(bench.folder / "disk", 16384) as disk:
+            for step in range(steps):
+                code, said = bench.server.run(disk / "out")
+                if code == 0:
+                    break
+                trouble = one_line(said) or ("" if "no space left" in said[-1] else said[-1])
+                tally.case("no space", trouble if code == 1 else f"exit {code}: {said[-1]}")
+                size = 16384 + (step + 1) * need // steps + bench.random.randint(0, 8192)
+                subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            code, said = bench.server.run(disk / "out")
+            tally.case("room again", f"exit {code}: {said[-1]}" if code else bench.same(disk / "out"))
+        store = bench.folder / "limited"
+        for limit in (500, 3000, 5000):
+            code, said = bench.server.run(store, largest_bytes=limit)
+            tally.case("file size", (one_line(said) if code == 1 else f"exit {code}: {said[-1]}") if code else "")
+        code, said = bench.server.run(store)
+        tally.case("no limit again", f"exit {code}: {said[-1]}" if code else bench.same(store))
+        shutil.rmtree(store)
+    return tally
+
+
+def read_only(bench: Bench) -> Tally:
+    """A store on a disk that cannot be written: everything that only asks still answers."""
+    tally = Tally("read-only", "a store on a read-only disk: run says so in one line, asking commands answer")
+    with small_disk(bench.folder / "still", 64 << 20) as disk:
+        shutil.copytree(bench.folder / "whole", disk / "out")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        run = str(disk / "out" / NAME)
+        for words, expected in (
+            (["run", "tiny.toml", "--out", str(disk / "out")], 1),
+            (["run", "tiny.toml", "--out", str(disk / "new")], 1),
+            (["plan", "tiny.toml", "--out", str(disk / "out")], 0),
+            (["gate", run], 0),
+            (["verify", run], 0),
+            (["report", run], 1),
+            (["store", "prune", run, "--yes"], 1),
+        ):
+            bench.server.start(*words)
+            code, said = bench.server.wait()
+            trouble = "" if code == expected else f"exit {code}: {said[-1:]}"
+            tally.case(words[0], trouble or (one_line(said) if expected else ""))
+    return tally
+
+
+def bit_flips(bench: Bench) -> Tally:
+    """One bit of one file: `verify` names it, and in some cases the run is repeated and ends as before."""
+    tally = Tally("bit flips", "one bit of one stored file: named by verify (all) and mended by a run (every tenth)")
+    store = bench.folder / "flips"
+    shutil.copytree(bench.folder / "whole", store)
+    files = [
+        path
+        for path in sorted((store / NAME).rglob("*"))
+        if path.is_file() and path.name != ".lock" and path.stat().st_size
+    ]
+    for case in range(bench.many(400)):
+        path = files[case % len(files)]
+        before = path.read_bytes()
+        place, bit = bench.random.randrange(len(before)), bench.random.randrange(8)
+        path.write_bytes(before[:place] + bytes([before[place] ^ 1 << bit]) + before[place + 1 :])
+        relative = path.relative_to(store / NAME)
+        page = len(relative.parts) == 1 and path.suffix in (".md", ".html")
+        try:
+            told = [str(change) for change in verify_run(store / NAME).changes]
+        except UserError as error:
+            told = [str(error)]
+        trouble = "" if page or any(relative.parts[0] in line for line in told) else f"{relative}: not noticed"
+        if page or (not trouble and case % 10 == 0):
+            code, said = bench.server.run(store)
+            trouble = f"exit {code}: {said[-1]}" if code else bench.same(store)
+            for left in (store / NAME).glob("profile-*"):  # it holds times, so its new bytes are not the old ones
+                if left.name != relative.parts[0]:
+                    continue
+                shutil.rmtree(store)
+                shutil.copytree(bench.folder / "whole", store)
+        path.write_bytes(before)
+        tally.case("page" if page else relative.parts[0].rpartition("-")[0] or relative.parts[0], trouble)
+    return tally
+
+
+def checkpoints(bench: Bench) -> Tally:
+    """One bit of what an interrupted run left behind: it costs work, never the result."""
+    tally = Tally("checkpoints", "one bit of an interrupted stage's files: work is lost at most, same results")
+    for _ in range(bench.many(30)):
+        store = bench.folder / "cut"
+        shutil.rmtree(store, ignore_errors=True)
+        stage = bench.random.choice(("teacher", "table", "distill", "control"))
+        bench.server.run(store, die=[stage, bench.random.randint(12, 40)])
+        left = [path for path in (store / NAME).glob("*.partial/**/*") if path.is_file() and path.stat().st_size]
+        if not left:
+            continue
+        path = bench.random.choice(left)
+        data = bytearray(path.read_bytes())
+        data[bench.random.randrange(len(data))] ^= 1 << bench.random.randrange(8)
+        path.write_bytes(data)
+        code, said = bench.server.run(store)
+        one = one_line(said) if code == 1 else ""
+        tally.case(f"{stage}: {path.name}", one or (f"exit {code}: {said[-1]}" if code else bench.same(store)))
+    return tally
+
+
+def two_processes(bench: Bench) -> Tally:
+    """A second run while the first is at it: turned away in one line; the first ends as if alone."""
+    tally = Tally("two at once", "a second process in one store: one line, the first one ends with the same results")
+    with serving(bench.folder) as other:
+        for _ in range(bench.many(20)):
+            store = bench.folder / "shared"
+            shutil.rmtree(store, ignore_errors=True)
+            bench.server.start("run", "tiny.toml", "--out", str(store), "--json")
+            ended: list[Any] = []
+            first = threading.Thread(target=lambda to=ended: to.append(bench.server.wait()))
+            first.start()
+            time.sleep(bench.random.expovariate(1.0))
+            code, said = other.run(store)
+            turned_away = code == 1 and "is in use by" in said[-1]
+            first.join()
+            first_code, first_said = ended[0]
+            trouble = one_line(said) if turned_away else ("" if code == 0 else f"exit {code}: {said[-1]}")
+            if first_code:
+                trouble = trouble or (
+                    "" if code == 0 and "is in use by" in first_said[-1] else f"first: {first_said[-1]}"
+                )
+            tally.case("turned away" if turned_away else "after it", trouble or bench.same(store))
+    return tally
+
+
+def clock(bench: Bench) -> Tally:
+    """The wall clock leaps at every look, forwards and backwards; files come from the past and the future."""
+    tally = Tally("clock", "a wall clock that leaps at every look, with a kill between: same results")
+    for _ in range(bench.many(10)):
+        store = bench.folder / "clock"
+        shutil.rmtree(store, ignore_errors=True)
+        days = bench.random.choice((-3650.0, -1.0, 1.0, 36500.0))
+        bench.server.run(store, die=[bench.random.choice(STAGES[1:]), 5], clock_days=days)
+        code, said = bench.server.run(store, clock_days=-days)
+        trouble = f"exit {code}: {said[-1]}" if code else bench.same(store)
+        code, said = bench.server.run(store, clock_days=days)
+        stale = [line for line in said if "building" in line]
+        tally.case(f"{days:+g} days", trouble or (f"built again: {stale[0]}" if stale else ""))
+    return tally
+
+
+def memory(bench: Bench) -> Tally:
+    """An address space that is too small: one line that says what to lower; with enough, the same results."""
+    tally = Tally("memory", "too little memory: one line that says what to lower; with enough, same results")
+    for case in range(bench.many(12)):
+        store = bench.folder / "small"
+        shutil.rmtree(store, ignore_errors=True)
+        batch = 10 ** (4 + case % 3)  # images repeated in a batch of that size; the student's views need the memory
+        words = ["--set", f"distill.batch_size={batch}", "--set", "distill.epochs=1"]
+        code, said = bench.server.run(store, *(words if case % 2 else ()), memory_mb=8 + 8 * case)
+        told = one_line(said) if code == 1 else ("" if code == 0 else f"exit {code}: {said[-1:]}")
+        if code == 1 and not told and "memory" not in said[-1] and "batch" not in said[-1]:
+            told = said[-1]
+        code, said = bench.server.run(store)
+        tally.case("said" if code == 0 else "not", told or (f"exit {code}: {said[-1]}" if code else bench.same(store)))
+    return tally
+
+
+CASES: dict[str, Callable[[Bench], Tally]] = {
+    "kill": kills,
+    "disk": full_disk,
+    "read-only": read_only,
+    "bits": bit_flips,
+    "checkpoints": checkpoints,
+    "two": two_processes,
+    "clock": clock,
+    "memory": memory,
+}

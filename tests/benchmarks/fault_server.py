@@ -1,0 +1,146 @@
+"""A process that has paid for the heavy imports and forks a run of the command line for every line that it reads.
+
+{"arguments": [...], "die": [stage, operation], "memory_mb": N, "clock_days": D}: `die` kills the child before the
+operation-th change that it makes to the disk (or checkpoint, where the file is state.pt) after the stage began;
+`memory_mb` limits its address space to what it has and so much more; `clock_days` moves the wall clock at every look.
+Answers "pid N", what the child says, and "exit CODE".
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+
+import onnx  # noqa: F401
+import onnxruntime  # noqa: F401
+import onnxscript  # noqa: F401
+import scipy.stats  # noqa: F401
+import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+import exporters.parity
+import exporters.quantize_onnx
+import exporters.run_torch
+import exporters.to_onnx  # noqa: F401
+import profiles.flops  # noqa: F401
+from pipeline import chain, store, train, train_state  # noqa: F401
+from pipeline.cli.main import main
+from pipeline.stages import profile
+
+CHANGES = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"})
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+train_state.AT_LEAST_S, train_state.SHARE_OF_TIME = 0.0, 0.5  # a checkpoint after nearly every step
+# Fresh processes that measure memory write nothing and cost ten seconds a run; tests/test_chain_kill.py has them.
+profile.cold = lambda *_: {"peak_memory_bytes": None, "first_ms": None, "missing": {"peak_memory_bytes": "left out"}}
+
+
+# The exporter reads the source of every operator that it knows at each export, which is most of a tiny run's time.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+
+
+def die_before(stage: str, operation: int) -> None:
+    """Count what changes the disk since `stage` began; the `operation`-th is never made."""
+    left = operation
+    work = store.Store._work
+
+    def counting(self, one, *arguments, **named):
+        if one.name == stage:
+            counting.on = True
+        return work(self, one, *arguments, **named)
+
+    counting.on = False
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal left
+        if not counting.on or event not in CHANGES:
+            return
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
+            return
+        left -= 1
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store.Store._work = counting
+    sys.addaudithook(hook)
+
+
+def move_clock(days: float) -> None:
+    """Every look at the wall clock is `days` later, or earlier, than the one before; steady clocks stay as they are."""
+    seconds = [time.time()]
+
+    def now() -> float:
+        seconds[0] += days * 86400
+        return seconds[0]
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Clock":  # type: ignore[override]
+            return cls.fromtimestamp(now() % 4e9, tz)
+
+    time.time = now
+    datetime.datetime = Clock  # type: ignore[misc]
+
+
+def child(command: dict) -> int:
+    if command.get("die"):
+        die_before(*command["die"])
+    if command.get("clock_days"):
+        move_clock(command["clock_days"])
+    if command.get("memory_mb"):
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (command["memory_mb"] << 20),) * 2)
+    if command.get("largest_bytes"):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (command["largest_bytes"],) * 2)
+    try:
+        main(command["arguments"])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 99
+
+
+def warm_up() -> None:
+    """A whole run in this process: what torch imports at the first training and export is paid for once."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        stack.enter_context(contextlib.suppress(SystemExit))
+        main(["run", "tiny.toml", "--out", folder, "--json"])
+
+
+def serve() -> None:
+    torch.set_num_threads(1)
+    warm_up()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            print("pid", os.getpid(), flush=True)
+            os.dup2(1, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 99
+            try:
+                code = child(command)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        if command.get("detached"):
+            continue
+        _, status = os.waitpid(pid, 0)
+        print("exit", os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

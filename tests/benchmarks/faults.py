@@ -1,0 +1,106 @@
+"""What the store and a run survive, by trying it: cases and failures of each fault.
+
+    python tests/benchmarks/faults.py --json artifacts/reference/faults.json
+    python tests/benchmarks/faults.py --only kill --cases 40
+
+Every case ends with the artifact hashes, per-sample outcomes and accuracies of a run that met no fault, or with one
+line that says what is wrong; anything else is a failure, and the exit code is 1. Needs Linux (fork, tmpfs, /proc).
+`--merge FILE` adds to a record, so that a long one can be made in parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from fault_cases import CASES, Bench
+from fault_runs import lasting, prepare, serving
+
+from pipeline.environment import collect
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=sorted(CASES), help="this fault; may be repeated")
+    parser.add_argument("--cases", type=int, help="so many cases instead of the usual number")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument(
+        "--merge", action="store_true", help="keep what FILE has of other faults, and add to equal ones"
+    )
+    given = parser.parse_args()
+    begin = time.time()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="edgestill-faults-") as name:
+        folder = Path(name)
+        prepare(folder)
+        with serving(folder) as server:
+            code, said = server.run(folder / "whole")
+            if code:
+                sys.exit(f"the run without a fault ended with {code}: {said[-1]}")
+            bench = Bench(
+                folder=folder,
+                server=server,
+                whole=lasting(folder / "whole"),
+                random=random.Random(given.seed),
+                cases=given.cases,
+            )
+            for fault in given.only or CASES:
+                rows.append(CASES[fault](bench).row())
+                print(line(rows[-1]), flush=True)
+                if given.json:
+                    save(given.json, rows, given, time.time() - begin)
+    sys.exit(1 if any(row["failed"] for row in rows) else 0)
+
+
+def line(row: dict[str, Any]) -> str:
+    counts = f"{row['tried']:>4} tried  {row['failed']:>3} failed  {row['seconds']:>7.1f} s"
+    text = f"{row['fault']:<12} {counts}  {row['what']}"
+    return "\n".join([text, *(f"    {failure}" for failure in row["failures"])])
+
+
+def save(path: Path, rows: list[dict[str, Any]], given: argparse.Namespace, seconds: float) -> None:
+    before = json.loads(path.read_text())["faults"] if given.merge and path.exists() else []
+    known = {row["fault"]: row for row in before}
+    for row in rows:
+        known[row["fault"]] = added(known.get(row["fault"]), row) if given.merge else row
+    environment = collect()
+    record = {
+        "command": "python tests/benchmarks/faults.py --json artifacts/reference/faults.json",
+        "hardware": {key: environment[key] for key in ("cpu", "cores", "memory_bytes")},
+        "versions": {key: environment["packages"].get(key) for key in ("torch", "onnx", "onnxruntime", "numpy")},
+        "source": environment["source"],
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(sum(os.times()[:4]), 1),
+        "faults": list(known.values()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    for row in rows if given.merge else ():  # so that the next save does not add them twice
+        row["merged"] = True
+
+
+def added(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
+    if one is None or other.get("merged"):
+        return one or other
+    where = {key: one["where"].get(key, 0) + other["where"].get(key, 0) for key in {**one["where"], **other["where"]}}
+    return other | {
+        "tried": one["tried"] + other["tried"],
+        "failed": one["failed"] + other["failed"],
+        "failures": [*one["failures"], *other["failures"]][:20],
+        "where": where,
+        "seconds": round(one["seconds"] + other["seconds"], 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
