@@ -38,7 +38,8 @@ CLOSER = 8  # images that other feedings are tried on
 
 @dataclass(frozen=True, kw_only=True)
 class PictureCheck:
-    """accuracy: the mean of the task's metric over n images; chance: that of the trivial answer. problems: a line each."""
+    """accuracy: the mean of the task's metric over n images; chance: that of the trivial answer. problems: one line
+    each."""
 
     accuracy: float
     chance: float
@@ -78,9 +79,7 @@ def diagnose(
         problems.append(f"{got} cannot be told from a trivial answer ({least}); {advice}")
     elif accuracy < min_accuracy:
         problems.append(f"{got} is below min_accuracy = {min_accuracy:g} ({least}); train it longer, or lower the bar")
-    return PictureCheck(
-        accuracy=accuracy, chance=chance, n=n, problems=tuple(problems), sentence=f"{got} ({least})"
-    )
+    return PictureCheck(accuracy=accuracy, chance=chance, n=n, problems=tuple(problems), sentence=f"{got} ({least})")
 
 
 @torch.inference_mode()
@@ -100,8 +99,8 @@ def refed(task: Any, network: Network, images: Any, chosen: np.ndarray, meta: Mo
     pairs = list(images.pairs(chosen))
     trivial = np.mean([task.scores([task.baseline(i, t.shape[:2] + meta.output_shape[:1])], [t])[0] for i, t in pairs])
     best, said = float(trivial), ""
-    for what, (mean, std) in FEEDINGS.items():
-        mean, std = (part * channels if len(part) == 1 else part for part in (mean, std))
+    for what, parts in FEEDINGS.items():
+        mean, std = (part * channels if len(part) == 1 else part for part in parts)
         if len(mean) != channels or (mean, std) == (network.mean, network.std):
             continue
         other = Network(module=network.module, mean=mean, std=std)

@@ -64,9 +64,7 @@ def most_detail(target: np.ndarray, scale: int) -> tuple[int, int, int, int]:
     sides = [min(SIDE // scale, length // scale) * scale for length in gray.shape]
     total = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     step = -(-STEP // scale) * scale
-    tops, lefts = (
-        np.arange(0, length - side + 1, step) for length, side in zip(gray.shape, sides, strict=True)
-    )
+    tops, lefts = (np.arange(0, length - side + 1, step) for length, side in zip(gray.shape, sides, strict=True))
     inside = (
         total[np.ix_(tops + sides[0], lefts + sides[1])]
         - total[np.ix_(tops, lefts + sides[1])]

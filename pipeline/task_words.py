@@ -1,4 +1,4 @@
-"""How a report's own metric is written: its name, the unit of a value and that of a difference. Reads a report alone."""
+"""How a report writes its own metric: its name, the unit of a value and that of a difference. Reads a report alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores on validation images while a network is being trained: eval mode, training precision, the same on all ranks."""
+"""Scores on validation images during training: eval mode, training precision, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def top1(network: Network, data: TrainData, *, device: torch.device, dtype: torc
 
 
 @torch.inference_mode()
-def picture_score(
-    task: Any, network: Network, data: TrainData, *, device: torch.device, dtype: torch.dtype
-) -> float:
+def picture_score(task: Any, network: Network, data: TrainData, *, device: torch.device, dtype: torch.dtype) -> float:
     """The mean of a dense task's metric (`task.scores`) over the validation images, whole or the centre of each.
 
     task: a class derived from `Dense`. Each rank judges every n-th image.

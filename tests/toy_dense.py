@@ -5,6 +5,7 @@ What the chain may ask of a task stands here once more in its smallest form; not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ augment = { seed = 2, dihedral = true }
 
 [quantize]
 samples = 32
+forms = ["portable"]
 
 [profile]
 min_seconds = 0.2
@@ -75,15 +77,16 @@ class Toy(Dense):
     title = "PSNR"
     show = "dB"
     unit = "dB"
-    metrics = {"psnr": "dB", "near": "pt"}
+    metrics: Mapping[str, str] = {"psnr": "dB", "near": "pt"}
     overlap = 4
     objective = ({"loss": "toy_l1", "weight": 1.0},)
     baseline_name = "repeating pixels"
-    smoke: dict[str, Any] = {"data": {"name": "toy"}}
+    smoke: Mapping[str, Any] = {"data": {"name": "toy"}}
 
     @classmethod
     def outcomes(cls, outputs: Any, targets: Any) -> dict[str, np.ndarray]:
-        error = [cls.postprocess(output) - target.astype(np.float64) for output, target in zip(outputs, targets)]
+        pairs = zip(outputs, targets, strict=True)
+        error = [cls.postprocess(output) - target.astype(np.float64) for output, target in pairs]
         mean = np.array([max((part**2).mean(), 1e-3) for part in error])
         return {"psnr": 10 * np.log10(255**2 / mean), "near": np.array([(abs(part) < 8).mean() for part in error])}
 
@@ -108,8 +111,17 @@ def open_source(data: Data) -> Source:
         split: [pair(index, height, width, seed) for index in range(count)]
         for seed, (split, (count, height, width)) in enumerate(SIZES.items())
     }
-    sizes = {"patch": data.patch or PATCH, "per_image": data.patches or 8, "scale": SCALE, "target_channels": 3}
-    return picture_source(name=data.name, where="toy", **splits, **sizes)
+    return picture_source(
+        name=data.name,
+        where="toy",
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        patch=data.patch or PATCH,
+        per_image=data.patches or 8,
+        scale=SCALE,
+        target_channels=3,
+    )
 
 
 def stamp(data: Data) -> Any:
@@ -157,3 +169,8 @@ def recipe_file(folder: Path, **changes: str) -> Path:
     path = folder / "toy.toml"
     path.write_text(text)
     return path
+
+
+def same_size(in_channels: int = 3, num_classes: int = 3) -> nn.Module:
+    """A network of another scale than the data's."""
+    return nn.Conv2d(in_channels, num_classes, 3, padding=1)

@@ -38,6 +38,7 @@ from pipeline.bundle.contents import (
 from pipeline.bundle.settings import recipe_of
 from pipeline.data.source import Images
 from pipeline.errors import UserError
+from pipeline.task_words import words_of
 
 SUFFIX = ".edgestill.zip"
 PACKAGES = ("edgestill", "numpy", "onnx", "onnxconverter-common", "onnxruntime", "openvino", "torch")
@@ -75,6 +76,11 @@ def pack(
     report = load(run)
     folder = run if run.is_dir() else run.parent
     recipe = recipe_of(report, str(run))
+    if words_of(report).pictures:
+        raise UserError(
+            f"{folder}: the answers of {words_of(report).name!r} are pictures, which bundles do not carry yet; copy "
+            "release/*.onnx, which runs anywhere with edgestill predict FILE FOLDER --out FOLDER"
+        )
     out = out or Path(f"{recipe.name}{SUFFIX}")
     models = models_of(report, folder, teacher=teacher)
     if key is not None and not key.is_file():

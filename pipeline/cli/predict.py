@@ -1,4 +1,4 @@
-"""`edgestill predict`: labels and probabilities for a folder of images, with the exported file alone, without torch."""
+"""`edgestill predict`: labels, or pictures, for a folder of images, with the exported file alone, without torch."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ class Prediction:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write all predictions to this file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Write answers that are pictures below this folder."
+)
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="Labels an image.")
 @click.option("--runtime", help="onnxruntime or openvino; without, the fastest that is installed.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
@@ -50,6 +53,7 @@ def predict(
     artifact: Path,
     folder: Path,
     csv_file: Path | None,
+    out: Path | None,
     top: int,
     runtime: str | None,
     threads: int,
@@ -57,16 +61,25 @@ def predict(
 ) -> None:
     """Label every image in FOLDER (and the folders inside it) with ARTIFACT, an .onnx file that edgestill exported.
 
-    Images are prepared as in training: shorter side resized, centre cut out, normalised. Images that cannot be read
-    are named; the others are labelled all the same, and the exit code is then 1.
+    Images are prepared as in training: shorter side resized, centre cut out, normalised. Where the answer is a picture
+    (super-resolution, edges) an image keeps its size, is answered tile by tile and written as PNG below --out. Images
+    that cannot be read are named; the others are answered all the same, and the exit code is then 1.
     """
-    from exporters import Preprocessing
+    from exporters import Preprocessing, read_metadata
+    from pipeline.cli.predict_pictures import draw, task_in
 
     path = released(artifact)
     files = images_in(folder)
     preprocessing = Preprocessing.of_file(path)
     faults: list[str] = []
     runtime = runtime or choose_runtime(path)
+    if (task := task_in(read_metadata(path), path)) is not None:
+        if csv_file:
+            raise UserError(f"--csv: the answers of {path} are pictures; give --out FOLDER")
+        draw(path, files, folder, out, task, preprocessing, runtime, threads, faults, as_json=as_json)
+        ctx.exit(EXIT_COULD_NOT_RUN if faults else 0)
+    if out:
+        raise UserError(f"--out: the answers of {path} are labels; give --csv FILE")
     made = list(predictions(path, files, preprocessing, runtime=runtime, threads=threads, top=top, faults=faults))
     for fault in faults:
         click.echo(f"error: {fault}", err=True)

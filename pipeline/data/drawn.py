@@ -23,7 +23,11 @@ def picture(index: int, height: int, width: int, seed: int = 0) -> tuple[np.ndar
     regions = np.zeros((height, width), np.int64)
     for number in range(1, SHAPES + 1):
         kind, angle = draw.integers(0, 3), draw.uniform(0, np.pi)
-        row, column, size = draw.uniform(0, height), draw.uniform(0, width), draw.uniform(0.08, 0.3) * min(height, width)
+        row, column, size = (
+            draw.uniform(0, height),
+            draw.uniform(0, width),
+            draw.uniform(0.08, 0.3) * min(height, width),
+        )
         down, along = rows - row, columns - column
         u, v = down * np.cos(angle) + along * np.sin(angle), along * np.cos(angle) - down * np.sin(angle)
         inside = (u**2 + v**2 < size**2, np.maximum(abs(u), abs(v)) < size, abs(u) < size / 3)[kind]

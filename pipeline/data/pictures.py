@@ -59,8 +59,9 @@ class WholePictures:
             image, target = self.all[self.image_of(int(index))]
             image, target = at_least(image, target, self.patch, self.scale)
             top, left = self.place(int(index), image.shape[0] - self.patch, image.shape[1] - self.patch)
-            yield cut(image, top, left, self.patch), cut(
-                target[..., : self.target_shape[2]], top * self.scale, left * self.scale, self.target_shape[0]
+            yield (
+                cut(image, top, left, self.patch),
+                cut(target[..., : self.target_shape[2]], top * self.scale, left * self.scale, self.target_shape[0]),
             )
 
     def image_of(self, index: int) -> int:
@@ -179,6 +180,8 @@ def picture_source(
     for split, pairs in (("train", train), ("validation", validation), ("test", test)):
         if not len(pairs):
             raise UserError(f"{where}: {split}: no images; a data set needs some in train, validation and test")
+        if split != "train" and len(pairs) == 1:
+            raise UserError(f"{where}: {split}: one image only; a paired interval needs two or more")
         check_pair(pairs[0], scale=scale, target_channels=target_channels, where=f"{where}: {split}")
     sizes = {"patch": patch, "scale": scale, "target_channels": target_channels, "channels": train[0][0].shape[2]}
     return Source(

@@ -132,7 +132,9 @@ class Dense:
         return picture_score(cls, network, data, device=device, dtype=dtype)
 
     @classmethod
-    def check_teacher(cls, module: Any, meta: ModelMeta, images: Any, indices: np.ndarray, part: Teacher) -> PictureCheck:
+    def check_teacher(
+        cls, module: Any, meta: ModelMeta, images: Any, indices: np.ndarray, part: Teacher
+    ) -> PictureCheck:
         from pipeline.picture_check import diagnose
 
         return diagnose(cls, module, meta, images, indices, min_accuracy=part.min_accuracy)
@@ -209,12 +211,14 @@ class Dense:
         for index, reason in picks:
             ((image, target),) = images.pairs(np.array([index]))
             answers = {name: cls.postprocess(cls.answer(subject, [image])[0]) for name, subject in subjects.items()}
-            found.append({"index": int(index), "reason": reason, **figure(image, cls.target_picture(target), answers)})
+            channels = min((answer.shape[2] for answer in answers.values()), default=target.shape[2])
+            shown = cls.target_picture(target)[..., :channels]
+            found.append({"index": int(index), "reason": reason, **figure(image, shown, answers)})
         return found
 
     @classmethod
     def target_picture(cls, target: np.ndarray) -> np.ndarray:
-        """A target uint8 (sH, sW, C' or more) as people see it, in the channels that `postprocess` gives."""
+        """A target uint8 (sH, sW, C' or more) as people see it; of its channels those of `postprocess` are shown."""
         return target
 
 

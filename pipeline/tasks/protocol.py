@@ -1,8 +1,8 @@
 """What a task is to the chain, which knows no more of it than this: no stage asks which task runs.
 
 A task is a stateless class (its members are class attributes, static and class methods), imported late by its name in
-`TASKS`. Its module imports numpy only: on a device a task judges and predicts without torch; what needs torch imports it
-inside its method.
+`TASKS`. Its module imports numpy only: on a device a task judges and predicts without torch; what needs torch imports
+it inside its method.
 
 Shapes and types. `inputs` are uint8: one array (B, H, W, C) for classes, a list of (H, W, C) of any size for pictures.
 `outputs` are float32, what the network gives: (B, classes) logits, or a list of (s*H, s*W, C'). `targets` are labels
@@ -87,9 +87,7 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def check_teacher(
-        cls, module: Any, meta: ModelMeta, images: Images, indices: np.ndarray, part: Teacher
-    ) -> Finding:
+    def check_teacher(cls, module: Any, meta: ModelMeta, images: Images, indices: np.ndarray, part: Teacher) -> Finding:
         """Is it worth learning from? Asked on validation images, before anything is learned."""
         ...
 
