@@ -30,6 +30,7 @@ class Bench:
     whole: dict[str, Any]
     random: random.Random
     cases: int | None
+    so_far: Callable[[Tally], None] = lambda tally: None  # a long fault is written down as it goes
 
     def many(self, usual: int) -> int:
         return self.cases or usual
@@ -74,6 +75,7 @@ def kills(bench: Bench) -> Tally:
         if trouble and not where:
             tally.case("before", trouble)
         shutil.rmtree(store, ignore_errors=True)
+        bench.so_far(tally)
     return tally
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 import tempfile
@@ -40,6 +39,12 @@ def main() -> None:
     given = parser.parse_args()
     begin = time.time()
     rows: list[dict[str, Any]] = []
+    before = json.loads(given.json.read_text())["faults"] if given.merge and given.json and given.json.exists() else []
+
+    def write(found: list[dict[str, Any]]) -> None:
+        if given.json:
+            save(given.json, before, found, time.time() - begin)
+
     with tempfile.TemporaryDirectory(prefix="edgestill-faults-") as name:
         folder = Path(name)
         prepare(folder)
@@ -53,12 +58,12 @@ def main() -> None:
                 whole=lasting(folder / "whole"),
                 random=random.Random(given.seed),
                 cases=given.cases,
+                so_far=lambda tally: write([*rows, tally.row()]),
             )
             for fault in given.only or CASES:
                 rows.append(CASES[fault](bench).row())
                 print(line(rows[-1]), flush=True)
-                if given.json:
-                    save(given.json, rows, given, time.time() - begin)
+                write(rows)
     sys.exit(1 if any(row["failed"] for row in rows) else 0)
 
 
@@ -68,11 +73,9 @@ def line(row: dict[str, Any]) -> str:
     return "\n".join([text, *(f"    {failure}" for failure in row["failures"])])
 
 
-def save(path: Path, rows: list[dict[str, Any]], given: argparse.Namespace, seconds: float) -> None:
-    before = json.loads(path.read_text())["faults"] if given.merge and path.exists() else []
+def save(path: Path, before: list[dict[str, Any]], rows: list[dict[str, Any]], seconds: float) -> None:
     known = {row["fault"]: row for row in before}
-    for row in rows:
-        known[row["fault"]] = added(known.get(row["fault"]), row) if given.merge else row
+    known |= {row["fault"]: added(known.get(row["fault"]), row) for row in rows}
     environment = collect()
     record = {
         "command": "python tests/benchmarks/faults.py --json artifacts/reference/faults.json",
@@ -80,18 +83,15 @@ def save(path: Path, rows: list[dict[str, Any]], given: argparse.Namespace, seco
         "versions": {key: environment["packages"].get(key) for key in ("torch", "onnx", "onnxruntime", "numpy")},
         "source": environment["source"],
         "seconds": round(seconds, 1),
-        "cpu_seconds": round(sum(os.times()[:4]), 1),
         "faults": list(known.values()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    for row in rows if given.merge else ():  # so that the next save does not add them twice
-        row["merged"] = True
 
 
 def added(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    if one is None or other.get("merged"):
-        return one or other
+    if one is None:
+        return other
     where = {key: one["where"].get(key, 0) + other["where"].get(key, 0) for key in {**one["where"], **other["where"]}}
     return other | {
         "tried": one["tried"] + other["tried"],
