@@ -218,9 +218,12 @@ def main() -> int:
             "onnxruntime_own_profile": agreement(own_profile, "onnxruntime", large, args),
             "ratio_under_load": under_load(small, large, args),
         }
+    host = machine()
     found = {
         "command": f"python tests/benchmarks/latency_truth.py {' '.join(sys.argv[1:])}".strip(),
-        "machine": machine(),
+        "machine": {
+            key: host[key] for key in ("cpu", "cores", "flags", "governor", "memory_bytes", "load_1min", "python")
+        },
         "versions": {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__},
         "settings": vars(args),
         "within": WITHIN,

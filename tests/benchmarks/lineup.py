@@ -189,46 +189,6 @@ def open_subject(subject: dict[str, Any], shape: tuple[int, ...], threads: int) 
     return open_runner(subject["runtime"], subject["path"], threads=threads, shapes=shape)
 
 
-def timed(network: dict[str, Any], subjects: list[dict[str, Any]], batch: int, **how: Any) -> dict[str, Any]:
-    """name -> `LatencyResult` of `subjects` in one interleaved measurement; `how` is `measure_latency`'s."""
-    from contextlib import ExitStack
-
-    from profiles.latency import measure_latency
-
-    shape = (batch, *network["input"])
-    images = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
-    threads = how.pop("threads")
-    with ExitStack() as stack:
-        runners = {row["name"]: stack.enter_context(open_subject(row, shape, threads)) for row in subjects}
-        feeds = {name: {runner.inputs[0].name: images} for name, runner in runners.items()}
-        return measure_latency(runners, feeds, **how)
-
-
-def origin(lineup: dict[str, Any]) -> dict[str, Any]:
-    """The head of a record: what made it, on which machine, with which versions."""
-    from importlib import metadata
-
-    from profiles.machine import machine
-
-    names = ("numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch", "torchvision")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    makers = {s["maker"]: s["version"] for n in lineup["networks"].values() for s in n["subjects"] if "version" in s}
-    host = machine()
-    kept = ("cpu", "cores", "flags", "governor", "memory_bytes", "load_1min", "os", "python")
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "made_by": lineup["command"],
-        "machine": {key: host[key] for key in kept},
-        "versions": versions | makers,
-        "missing": lineup["missing"],
-    }
-
-
 def memory_of(subject: dict[str, Any], shape: tuple[int, ...]) -> tuple[int | None, str | None]:
     """Peak resident bytes of a fresh process that loads the subject and infers, or why it is not known."""
     from profiles.errors import ProfileError
@@ -287,8 +247,9 @@ def main() -> int:
     args = parser.parse_args()
     import rival_tools
 
-    networks: dict[str, Any] = {}
-    missing: dict[str, str] = {}
+    index = args.work / "lineup.json"
+    kept = json.loads(index.read_text()) if index.is_file() else {"networks": {}, "missing": {}}
+    networks, missing = kept["networks"], kept["missing"]  # of other calls into the same folder
     for name in ("cifar10", *TORCHVISION):
         if args.only and name not in args.only.split(","):
             continue
@@ -310,8 +271,8 @@ def main() -> int:
             missing |= {f"{name}: {tool}": why for tool, why in failed.items()}
         complete(network, folder, data, preprocess)
         networks[name] = network
-    found = {"command": " ".join(["python", *sys.argv]), "networks": networks, "missing": missing}
-    (args.work / "lineup.json").write_text(json.dumps(found, indent=1))
+        command = " ".join(["python", *sys.argv])
+        index.write_text(json.dumps({"command": command, "networks": networks, "missing": missing}, indent=1))
     for what, why in missing.items():
         print(f"missing: {what}: {why}", file=sys.stderr)
     return 0

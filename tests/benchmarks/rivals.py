@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lineup import origin, timed
+from contest import origin, timed
 
 from pipeline.intervals import Pairs, paired_difference
 from profiles.stats import ratio_of_medians

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lineup import origin, timed
+from contest import origin, timed
 
 from profiles.stats import ratio_of_medians
 
