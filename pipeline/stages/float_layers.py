@@ -42,15 +42,9 @@ def climb_float_layers(
     def attempt(nodes: tuple[str, ...]) -> bool:
         if nodes not in tried:
             made = folder / f"{bench.form}-float-{len(tried)}.onnx"
-            keep = [*settings["keep_fp32"], *nodes]
+            options: dict[str, Any] = settings | {"keep_fp32": [*settings["keep_fp32"], *nodes]}
             try:
-                quantize_int8(
-                    source,
-                    made,
-                    form=bench.form,
-                    batches=stream,
-                    **settings | {"keep_fp32": keep},
-                )
+                quantize_int8(source, made, form=bench.form, batches=stream, **options)
             except ExportError as error:  # a layer between others that quantize all it reads and makes
                 tried[nodes] = {"left_out": str(error).replace(f"{source}: ", "")}
                 return False
