@@ -24,7 +24,7 @@ class TorchCompileRunner(TorchRunner):
 
     def __init__(self, module: nn.Module, *, name: str = "torch-compile", **settings: Any) -> None:
         super().__init__(module, name=name, **settings)
-        self.versions["torch-compile"] = "inductor"
+        self.versions = {**self.versions, "torch-compile": "inductor"}
 
     def __enter__(self) -> TorchCompileRunner:
         try:
@@ -38,10 +38,13 @@ class TorchCompileRunner(TorchRunner):
         return torch.compile(module, dynamic=False)
 
     def _infer(self, images: torch.Tensor) -> torch.Tensor:
-        with _quiet(), torch._inductor.config.patch(freezing=self.device == "cpu"):
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor import config
+
+        with _quiet(), config.patch(freezing=self.device == "cpu"):
             try:
                 return super()._infer(images)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except TorchDynamoException as error:
                 cause = getattr(error, "inner_exception", None) or error.__cause__ or error
                 reason = f"{type(cause).__name__}: {first_line(cause)}"
                 raise ExportError(f"torch-compile: cannot compile the model ({reason})") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_runner import cli
 
+from exporters import RUNTIMES
 from pipeline.cli.catalogue import KINDS
 from pipeline.cli.doctor import INT8_FLAGS, warnings
 from pipeline.recipe_file import load_recipe
@@ -26,7 +27,7 @@ def test_list_shows_every_table() -> None:
     assert {"kd", "cross_entropy"} <= set(names["losses"])
     assert {"mlperf-resnet8", "torchvision:NAME", "my_pkg.my_module:build"} <= set(names["models"])
     assert {"digits", "imagefolder"} <= set(names["datasets"]) and "digits" in names["recipes"]
-    assert names["runtimes"] == ["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+    assert names["runtimes"] == list(RUNTIMES)
     assert {"cpu", "laptop-gpu", "jetson-orin-nano", "jetson-agx-orin", "jetson-thor"} <= set(names["devices"])
     text = cli("list").out
     assert all(name in text for rows in names.values() for name in rows) and text.splitlines()[-1].startswith("next: ")

@@ -84,14 +84,19 @@ def exporters() -> list[Row]:
 
     what = {"onnx": "fp32, fp16 and int8 ONNX", "tensorrt": "engines from ONNX files, built on their GPU"}
     what["tensorrt-rtx"] = "engines from ONNX files, built ahead of time"
+    what |= {"openvino": "OpenVINO's own files (IR) from ONNX files", "nncf": "the same in int8, quantized by NNCF"}
+    what["int8-linear"] = "checkpoints with bitsandbytes' int8 linear layers, for torch alone"
     return [row(name, what.get(name, ""), load(target)().unavailable()) for name, target in EXPORTERS.items()]
 
 
 def runtimes() -> list[Row]:
     from exporters import GPU_ONLY, RUNTIMES, unavailable
 
-    what = {"torch": "runs the trained networks", "onnxruntime": "runs ONNX files", "openvino": "runs ONNX files"}
+    what = {"torch": "runs the trained networks", "openvino": "runs ONNX files and IR"}
+    what["torch-compile"] = "the same, compiled; only where a recipe or a command names it"
     what |= dict.fromkeys(GPU_ONLY, "runs ONNX files and engines")
+    providers = {"onnxruntime": "CPU", "onnxruntime-cuda": "CUDA", "onnxruntime-tensorrt": "TensorRT"}
+    what |= {name: f"runs ONNX files by the {provider} provider" for name, provider in providers.items()}
     return [row(name, what.get(name, ""), unavailable(name, _device(name))) for name in RUNTIMES]
 
 

@@ -34,11 +34,11 @@ FP16_LEAST_DB = 30.0
 
 
 def stage(recipe: Recipe) -> Stage:
-    stamped = {"stamp": bitsandbytes_stamp} if INT8_LINEAR in recipe.export[0].precisions else {}
+    stamp = bitsandbytes_stamp if INT8_LINEAR in recipe.export[0].precisions else None
     return Stage(
         name=NAME,
         version=2,
-        **stamped,
+        stamp=stamp,
         needs=(DATA, teacher.NAME, distill.NAME),
         config={"export": [part.model_dump(mode="json") for part in recipe.export], "name": recipe.name},
         run=functools.partial(run, recipe),

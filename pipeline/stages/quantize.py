@@ -23,11 +23,11 @@ LEAST_DB = 3.0  # below this the graph is broken, not coarse; what coarseness co
 
 def stage(recipe: Recipe) -> Stage:
     assert recipe.quantize
-    stamped = {"stamp": nncf_stamp} if "nncf" in recipe.quantize.forms else {}
+    stamp = nncf_stamp if "nncf" in recipe.quantize.forms else None
     return Stage(
         name=NAME,
         version=1,
-        **stamped,
+        stamp=stamp,
         needs=(DATA, export.NAME),
         config={"quantize": recipe.quantize.model_dump(mode="json", exclude={"ladder", "ladder_stop", "qat"})},
         run=functools.partial(run, recipe),

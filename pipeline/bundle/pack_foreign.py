@@ -1,0 +1,125 @@
+"""The bundle of an ONNX file that no run made: its quantized forms, the images that judge them, and its answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.bundle.archive import write_archive
+from pipeline.bundle.contents import (
+    KIND,
+    MANIFEST,
+    OUTCOMES,
+    PREPROCESSING,
+    REPORT,
+    RULES,
+    SCHEMA_VERSION,
+    array_bytes,
+    images_file,
+    labels_file,
+    model_file,
+    outcomes_file,
+)
+from pipeline.bundle.foreign import TEACHER, Judging, Quantized
+from pipeline.bundle.pack import as_json, hash_of, preprocessing_of, versions, write_images
+from pipeline.evaluate import Subject, evaluate
+from pipeline.tasks import task_of
+
+TASK = "classification"
+STAGE = "quantize"
+# What is asked of a quantized form when nobody gives rules: close to its own file, and of use.
+RULES_OF_OURS: tuple[dict[str, Any], ...] = (
+    {"metric": "accuracy_drop", "against": TEACHER, "max": "1.0pt"},
+    {"metric": "speedup_p50", "against": TEACHER, "min": 1.0},
+)
+
+
+def pack_foreign(name: str, made: Quantized, out: Path, rules: Sequence[Mapping[str, Any]] = RULES_OF_OURS) -> Path:
+    """Write the bundle of `made`, which must have labelled images, to `out`. The same inputs give the same bytes."""
+    judging = made.judging
+    assert judging is not None, "a bundle needs images with labels"
+    models = {
+        key: {
+            "file": model_file(key),
+            "role": "teacher" if key == TEACHER else "artifact",
+            "precision": entry["artifact"]["precision"],
+            "stage": STAGE,
+        }
+        for key, entry in made.artifacts.items()
+        if entry["artifact"]["kind"] == "onnx"  # OpenVINO's own files are two, and read outside of what is hashed
+    }
+    files: dict[str, bytes | Path] = {
+        model["file"]: made.folder / made.artifacts[key]["artifact"]["path"] for key, model in models.items()
+    }
+    splits = {
+        "validation": (judging.train, judging.validation),
+        "test": (judging.test, judging.test_indices),
+    }
+    answers = answers_of(made.folder / f"{TEACHER}.onnx", splits)
+    with tempfile.TemporaryDirectory(prefix="edgestill-pack-") as folder:
+        for split, (images, indices) in splits.items():
+            files[images_file(split)] = Path(folder) / f"{split}.npy"
+            write_images(Path(folder) / f"{split}.npy", images, indices)
+            files[labels_file(split)] = array_bytes(np.asarray(images.labels[indices], np.int64))
+            for key, kind in OUTCOMES.items():
+                files[outcomes_file(TEACHER, split, key)] = array_bytes(answers[split][key].astype(kind))
+        files[REPORT] = as_json(report_of(name, judging, rules))
+        files[RULES] = as_json({"gate": list(rules)})
+        files[PREPROCESSING] = as_json(preprocessing_of(models, files))
+        taken = {split: {"n": len(indices), "of": len(indices)} for split, (_, indices) in splits.items()}
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": KIND,
+            "recipe": name,
+            "task": TASK,
+            "image_shape": list(judging.test.shape),
+            "made_with": versions(),
+            "models": dict(sorted(models.items())),
+            "samples": taken,
+            "references": [TEACHER],
+            "files": {file: hash_of(content) for file, content in sorted(files.items())},
+        }
+        write_archive(out, files | {MANIFEST: as_json(manifest)})
+    return out
+
+
+def answers_of(path: Path, splits: Mapping[str, tuple[Any, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """What the file answers to the images of each split, on ONNX Runtime's CPU provider."""
+    from exporters import open_runner
+    from exporters.artifact import Preprocessing
+
+    preprocessing = Preprocessing.of_file(path)
+    with open_runner("onnxruntime", path, threads=1) as runner:
+        subject = {TEACHER: Subject(runner=runner, preprocess=preprocessing.apply)}
+        return {
+            split: evaluate(subject, images, indices, task_of(TASK))[TEACHER]
+            for split, (images, indices) in splits.items()
+        }
+
+
+def report_of(name: str, judging: Judging, rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A report of which nothing was measured yet: the device does that. It says what the images are."""
+    return {
+        "schema_version": 1,
+        "recipe": {"name": name, "task": TASK, "gate": list(rules), "profile": {"runtimes": "auto"}},
+        "environment": {},
+        "data": {
+            "name": "imagefolder",
+            "fingerprint": judging.fingerprint,
+            "class_names": list(judging.class_names),
+            "image_shape": list(judging.test.shape),
+            "sizes": {
+                "train": len(judging.calibration),
+                "validation": len(judging.validation),
+                "test": len(judging.test_indices),
+            },
+        },
+        "subjects": [],
+        "comparisons": [],
+        "gates": [],
+        "verdict": "undecided",
+    }
