@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import click
 from pipeline.cli.arguments import json_option
 from pipeline.cli.output import console, print_json, say_next
 from pipeline.cli.run import VERDICT_CODES
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, UserError
 
 if TYPE_CHECKING:
     from pipeline.gate import Verdict
@@ -23,21 +25,61 @@ COLOURS = {"released": "green", "refused": "red", "undecided": "yellow"}
 @click.command()
 @click.argument("report", metavar="REPORT")
 @click.option("--rules", metavar="FILE", help="Rules to judge by: a .toml file with [[gate]] tables, or a recipe.")
+@click.option(
+    "--against",
+    "last",
+    metavar="LAST_RELEASE",
+    type=click.Path(path_type=Path),
+    help="The report or run folder of the last release: no rule may be weaker, its right answers should stay right.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write verdict.json, junit.xml and summary.md there.",
+)
+@click.option(
+    "--summary",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append the summary to this file (default: $GITHUB_STEP_SUMMARY where it is set).",
+)
 @json_option
 @click.pass_context
-def gate(ctx: click.Context, report: str, rules: str | None, as_json: bool) -> None:
+def gate(
+    ctx: click.Context,
+    report: str,
+    rules: str | None,
+    last: Path | None,
+    out: Path | None,
+    summary: Path | None,
+    as_json: bool,
+) -> None:
     """Judge REPORT again, a report.json or the folder of a run, by its own rules or those of --rules.
 
-    Exits with 0 for released, 3 for refused, 4 for undecided.
+    Exits with 0 for released, 3 for refused, 4 for undecided. Waived limits are listed.
     """
+    from pipeline import verdict_files
     from pipeline.gate import judge
     from pipeline.report import load
 
-    found = load(report)
-    verdict = judge(found, None if rules is None else read_rules(rules))
+    found, given, waivers = load(report), None, None
+    if rules is not None:
+        given, waivers = read_rules(rules), read_waivers(rules)
+    weak: list[str] = []
+    if last is not None:
+        found, given, weak = against_last(found, Path(report), last, given)
+    verdict = judge(found, given, waivers=waivers)
+    if weak:
+        sentence = f"{verdict.sentence}; {len(weak)} rules of the last release are weaker or gone"
+        verdict = replace(verdict, verdict="refused", sentence=sentence, notes=(*weak, *verdict.notes))
     bytes_judged = judged(found, verdict)
+    if out is not None:
+        verdict_files.write(out, found, verdict)
+    append_summary(summary, verdict_files.summary(found, verdict))
     if as_json:
         told = {"verdict": verdict.verdict, "sentence": verdict.sentence, "gates": verdict.gates()}
+        told |= {"assurance": verdict.assurance, "notes": list(verdict.notes)}
         print_json(told | {"judged": bytes_judged})
     else:
         _show(verdict)
@@ -48,6 +90,42 @@ def gate(ctx: click.Context, report: str, rules: str | None, as_json: bool) -> N
         else:
             say_next(f"edgestill report {report}" if rules is None else "edgestill gate with other rules, or ship")
     ctx.exit(VERDICT_CODES[verdict.verdict])
+
+
+def against_last(
+    found: dict[str, Any], run: Path, last: Path, given: list[dict[str, Any]] | None
+) -> tuple[dict[str, Any], list[Any], list[str]]:
+    """The report joined with the last release, the rules to judge it by, and those that were weakened.
+
+    Where the two cannot be paired one line says why, and the checks against the last release stay undecided.
+    """
+    from pipeline.gate_rules import rule_of
+    from pipeline.ratchet import added, joined, rules_of, weaker
+    from pipeline.report import load
+
+    before = load(last)
+    try:
+        rules = rules_of(found, str(run)) if given is None else [rule_of(table) for table in given]
+    except ValueError as error:
+        raise RecipeError(f"--rules: {error}") from None
+    weak = weaker(rules, rules_of(before, str(last)))
+    try:
+        found = joined(found, run, before, last)
+    except UserError as error:
+        click.echo(f"note: {error}", err=True)
+    return found, added(rules, str((found.get("recipe") or {}).get("task") or "classification")), weak
+
+
+def append_summary(path: Path | None, text: str) -> None:
+    """Append `text` to `path`, or to the file that GitHub Actions names; nothing where there is neither."""
+    named = path or (Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None)
+    if named is None:
+        return
+    try:
+        with named.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{named}: the summary cannot be written ({error.strerror}); give --summary FILE") from None
 
 
 def judged(report: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
@@ -62,9 +140,16 @@ def _show(verdict: Verdict) -> None:
     shown = console()
     for check in verdict.checks:
         style, sign = SIGNS[check.outcome]
-        shown.print(Text.assemble((f"{sign} ", style), (check.rule, "bold"), f": {check.reason}"), soft_wrap=True)
+        waived = f" ({check.waived})" if check.waived else ""
+        style, sign = ("yellow", "!") if waived else (style, sign)
+        reason = f": {check.reason}{waived}"
+        shown.print(Text.assemble((f"{sign} ", style), (check.rule, "bold"), reason), soft_wrap=True)
     colour = f"bold {COLOURS[verdict.verdict]}"
+    for note in verdict.notes:
+        shown.print(Text(f"note: {note}"), soft_wrap=True)
     shown.print(Text.assemble((verdict.verdict.upper(), colour), f"  {verdict.sentence}"), soft_wrap=True)
+    if verdict.checks:
+        shown.print(Text(verdict.assurance["sentence"]), soft_wrap=True)
 
 
 def read_rules(path: str) -> list[dict[str, Any]]:
@@ -77,6 +162,16 @@ def read_rules(path: str) -> list[dict[str, Any]]:
     if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
         raise RecipeError(f"{path}: no [[gate]] table; nothing would be judged")
     return rules
+
+
+def read_waivers(path: str) -> list[dict[str, Any]]:
+    """The [[waiver]] tables of the same file; none is fine."""
+    from pipeline.recipe_file import read_toml
+
+    waivers = read_toml(Path(path)).get("waiver", [])
+    if not isinstance(waivers, list) or not all(isinstance(waiver, dict) for waiver in waivers):
+        raise RecipeError(f"{path}: waiver is not a list of tables; write [[waiver]]")
+    return waivers
 
 
 @click.command()

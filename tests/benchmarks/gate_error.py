@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import gate_error_counts as counts
 import gate_error_dense as dense
@@ -100,8 +101,8 @@ def main() -> int:
     rng, releases = np.random.default_rng(arguments.seed), arguments.releases
     begin = time.perf_counter()
     parts = {
-        "paired counts": lambda: counts.accuracy_rows(),
-        "shares": lambda: counts.share_rows(),
+        "paired counts": counts.accuracy_rows,
+        "shares": counts.share_rows,
         "calibration": lambda: counts.calibration_rows(rng, releases),
         "whole reports": lambda: whole_rows(rng, releases // 2),
         "dense metrics": lambda: dense.rows(rng, releases),
@@ -116,8 +117,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for name, part in parts.items():
         started = time.perf_counter()
-        for row in part():
-            rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
+        rows += [{k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()} for row in part()]
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     for row in rows:
         row["worse_than_allowed"] = failures(row)

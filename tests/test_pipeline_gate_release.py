@@ -1,0 +1,421 @@
+"""Waivers, the ratchet, what CI reads, and the checks of slices, flips, calibration, deadlines and bursts."""
+
+import copy
+import datetime
+import hashlib
+import io
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_runner import cli
+from sample_report import CHOSEN, sample_report
+
+from pipeline import verdict_files
+from pipeline.errors import RecipeError, UserError
+from pipeline.gate import Check, assurance, judge
+from pipeline.gate_calibration import ece_bounds
+from pipeline.gate_rules import rule_of
+from pipeline.gate_waivers import waivers_of
+from pipeline.latency_evidence import Grouped, block_median_bounds, evidence
+from pipeline.ratchet import LAST, added, joined, weaker
+from pipeline.selection import no_gain
+from pipeline.tasks.classification import Classification
+from pipeline.tasks.groups import by_column, reliability
+
+TODAY = datetime.date(2026, 6, 1)
+BROKEN = {"metric": "size_bytes", "max": 1_000}
+WAIVER = {"metric": "size_bytes", "owner": "Ada", "reason": "new flash in July", "expires": "2026-07-31"}
+
+
+def told(report: dict[str, Any], *rules: dict[str, Any], **options: Any) -> Any:
+    return judge(report, list(rules), today=TODAY, **options)
+
+
+def test_a_waiver_lets_one_limit_go_and_is_listed():
+    verdict = told(sample_report(), BROKEN, {"metric": "params", "max": 1e6}, waivers=[WAIVER])
+    assert verdict.verdict == "released"
+    assert verdict.sentence == f"{CHOSEN} keeps 1 of 2 limits, the rest is waived: size_bytes"
+    gates = verdict.gates()
+    assert gates[0]["outcome"] == "fail"
+    assert gates[0]["waived"] == "waived by Ada until 2026-07-31: new flash in July"
+    assert "waived" not in gates[1]
+    assert verdict.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"expires": "2026-05-31"},
+            "waiver of size_bytes: it expired on 2026-05-31 (Ada), so it has no effect; renew or remove it",
+        ),
+        ({"owner": " "}, "waiver of size_bytes: it names no owner, so it has no effect; add owner"),
+        ({"reason": ""}, "waiver of size_bytes: it names no reason, so it has no effect; add reason"),
+        (
+            {"expires": None},
+            "waiver of size_bytes: it never expires, so it has no effect; add expires, such as 2026-12-31",
+        ),
+    ],
+)
+def test_a_waiver_that_is_not_in_order_has_no_effect_and_one_line_says_why(changes, note):
+    verdict = told(sample_report(), BROKEN, waivers=[WAIVER | changes])
+    assert verdict.verdict == "refused"
+    assert verdict.notes == (note,)
+    assert told(sample_report(), BROKEN, waivers=[WAIVER | {"expires": TODAY}]).verdict == "released"
+
+
+def test_a_waiver_of_another_check_waives_nothing():
+    verdict = told(sample_report(), BROKEN, waivers=[WAIVER | {"subject": "student"}])
+    assert verdict.verdict == "refused"
+    assert verdict.notes == ("waiver of size_bytes: nothing to waive; remove it",)
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"metric": "sise_bytes"}, "waiver.0: unknown metric 'sise_bytes'; did you mean 'size_bytes'?"),
+        (WAIVER | {"expires": "soon"}, "waiver.0: expires = 'soon': give a day, such as 2026-12-31"),
+        (WAIVER | {"until": 3}, "waiver.0: unknown key 'until'"),
+        (WAIVER | {"owner": 3}, "waiver.0: owner = 3: write it as text"),
+    ],
+)
+def test_an_unreadable_waiver_is_refused(table, text):
+    with pytest.raises(RecipeError) as error:
+        waivers_of([table])
+    assert str(error.value).startswith(text)
+
+
+def test_the_joint_error_is_stated():
+    found = judge(sample_report())
+    # size_bytes is exact: it cannot err
+    assert found.assurance == {
+        "confidence": 0.99,
+        "checks": 5,
+        "released_wrongly_at_most": 0.01,
+        "refused_wrongly_at_most": 0.05,
+        "sentence": (
+            "5 of these checks rest on samples: a release is wrong in at most 1 % of cases (every limit must hold), a "
+            "refusal in at most 5 % (any of 5 may err)"
+        ),
+    }
+    assert assurance([c for c in found.checks if c.metric == "size_bytes"])["sentence"] == "no check rests on samples"
+
+
+def with_classes(n: int = 2_000, lost: int = 0, column: str = "label") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sample with outcomes of n samples; `lost` of the last class go wrong. The report, and the comparison."""
+    rng = np.random.default_rng(0)
+    report = sample_report()
+    labels = np.arange(n) % 10
+    theirs = np.where(rng.random(n) < 0.95, labels, (labels + 1) % 10)
+    ours = theirs.copy()
+    right = np.flatnonzero((labels == 9) & (theirs == 9))[:lost]
+    ours[right] = 0
+    outcomes = [
+        {"prediction": p, "correct": p == labels, "top5": p == labels, "confidence": np.full(n, 0.95), "label": labels}
+        for p in (ours, theirs)
+    ]
+    if column != "label":
+        outcomes[0][f"slice_{column}"] = (labels == 9).astype(np.int32)
+        report["data"]["slices"] = {column: ["day", "night"]}
+    pair = {"subject": CHOSEN, "against": "teacher", "split": "test"} | Classification.comparisons(*outcomes)[0]
+    report["comparisons"] = [row for row in report["comparisons"] if row["kind"] != "accuracy"] + [pair]
+    subject = next(row for row in report["subjects"] if row["name"] == CHOSEN)
+    subject["accuracy"] = Classification.summary(outcomes[0]) | {"validation": 0.9}
+    return report, pair
+
+
+def test_the_worst_class_is_found_where_the_mean_hides_it():
+    report, pair = with_classes(lost=60)
+    rule = {"metric": "worst_class_drop", "against": "teacher", "max": "10pt"}
+    assert told(report, {"metric": "accuracy_drop", "against": "teacher", "max": "5pt"}).verdict == "released"
+    (check,) = told(report, rule).checks
+    assert (check.outcome, check.value) == ("fail", 30.0)
+    assert check.reason.endswith("; worst class 'truck', 200 samples")
+    assert [sum(row[:4]) for row in pair["by"]["label"]] == [200] * 10
+
+
+def test_small_classes_are_undecided_and_say_how_many_more_samples():
+    report, _ = with_classes(n=300)
+    (check,) = told(report, {"metric": "worst_class_drop", "against": "teacher", "max": "10pt"}).checks
+    assert check.outcome == "undecided"
+    assert 100 < check.more_samples < 3_000
+    # each class alone keeps the limit with 99 %: no discordant sample, bound z^2/(n + z^2) of 30
+    assert check.bound_upper == pytest.approx(100 * 5.4119 / 35.4119, abs=1e-2)
+
+
+def test_slices_are_any_column_one_value_or_the_worst():
+    report, _ = with_classes(lost=60, column="light")
+    rule = {"metric": "accuracy_drop", "against": "teacher", "max": "10pt"}
+    assert told(report, rule | {"slice": "light=day"}).verdict == "released"
+    night = told(report, rule | {"slice": "light=night"}).checks[0]
+    assert (night.outcome, night.value, night.n) == ("fail", 30.0, 200)
+    assert night.rule == "accuracy_drop against teacher of light=night <= 10pt"
+    assert told(report, rule | {"slice": "light"}).checks[0].outcome == "fail"
+    floor = told(report, {"metric": "accuracy", "min": 0.6, "slice": "light"}).checks[0]
+    assert (floor.outcome, floor.against) == ("undecided", "")
+    assert told(report, {"metric": "flip_rate", "against": "teacher", "max": "1%", "slice": "light=day"}).checks[
+        0
+    ].outcome in ("pass", "undecided")
+    reasons = {
+        "weather": "the test samples have no column 'weather': it has light",
+        "light=dusk": "column light has no value 'dusk': it has day, night",
+    }
+    for column, reason in reasons.items():
+        (check,) = told(report, rule | {"slice": column}).checks
+        assert (check.outcome, check.reason) == ("undecided", reason)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ({"metric": "size_bytes", "max": 5, "slice": "a"}, "slice = 'a': size_bytes has no slices; accuracy, "),
+        ({"metric": "accuracy", "min": 0.5, "slice": "a="}, "slice = 'a=': give a column, or column=value"),
+        (
+            {"metric": "deadline_misses", "max": "1%"},
+            "deadline_ms: deadline_misses says no deadline; add deadline_ms = 33.3",
+        ),
+        ({"metric": "params", "max": 5, "deadline_ms": 3}, "deadline_ms does not go with params; remove it"),
+        (
+            {"metric": "deadline_misses", "max": "1%", "deadline_ms": "x"},
+            "deadline_ms = 'x': give milliseconds, such as 33.3",
+        ),
+    ],
+)
+def test_new_keys_of_rules_are_read_strictly(rule, text):
+    with pytest.raises(ValueError) as error:
+        rule_of(rule)
+    assert str(error.value).startswith(text)
+
+
+def test_flips_count_right_answers_that_turned_wrong():
+    report, pair = with_classes(lost=60)
+    (check,) = told(report, {"metric": "flip_rate", "against": "teacher", "max": "5%"}).checks
+    assert (check.outcome, check.value) == ("pass", pair["only_against"] / 2_000) == ("pass", 0.03)
+
+
+def test_groups_leave_out_samples_without_a_value():
+    correct = np.array([True, False, True, True])
+    one = {"correct": correct, "prediction": np.array([0, 1, 2, 3]), "slice_x": np.array([0, -1, 2, 2])}
+    other = {"correct": ~correct, "prediction": np.array([0, 1, 2, 4])}
+    assert by_column(one, other) == {"x": [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 2, 0, 0, 1]]}
+
+
+def test_calibration_error_has_its_closed_form():
+    n = 1_000
+    correct = np.arange(n) < 800
+    rows = reliability({"confidence": np.full(n, 0.9), "correct": correct})
+    assert rows == [[n, pytest.approx(0.1), pytest.approx(n * 0.16)]]
+    found = ece_bounds(rows)
+    z = 2.3263478740408408
+    assert found.value == pytest.approx(0.1)
+    assert found.upper == pytest.approx(0.1 + z * math.sqrt(0.16 / n + (z / n) ** 2))
+    assert found.lower < 0.1 - z * math.sqrt(0.16 / n)
+    broken = reliability({"confidence": np.full(n, np.nan), "correct": correct})
+    assert ece_bounds(broken).value == pytest.approx(0.2)  # counts as sure of every answer
+
+
+def test_a_calibration_gate_needs_its_bins():
+    report, _ = with_classes()
+    assert told(report, {"metric": "calibration_error", "max": "5%"}).verdict == "released"
+    del next(row for row in report["subjects"] if row["name"] == CHOSEN)["accuracy"]["reliability"]
+    (check,) = told(report, {"metric": "calibration_error", "max": "5%"}).checks
+    assert check.reason == f"the confidence of {CHOSEN} was not recorded; run the recipe again"
+
+
+def bursty(rng: np.random.Generator, rounds: int = 40, queries: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """1 ms, and in every fourth round, on average, a burst in which half of the queries take 3 ms; int64 ns, rounds."""
+    slow = (rng.random((rounds, 1)) < 0.25) & (rng.random((rounds, queries)) < 0.5)
+    noise = rng.normal(1, 0.01, (rounds, queries))
+    return (1e6 * np.where(slow, 3.0, 1.0) * noise).astype(np.int64).ravel(), np.repeat(np.arange(rounds), queries)
+
+
+def test_bursts_leave_fewer_independent_queries():
+    rng = np.random.default_rng(0)
+    samples, blocks = bursty(rng)
+    found = evidence(samples, blocks, [2.0])
+    assert found["tails"]["p90"]["n_effective"] < 200
+    assert found["late"][0]["count"] == (samples > 2e6).sum()
+    free = evidence(rng.permutation(samples), blocks, [2.0])
+    assert free["tails"]["p90"]["n_effective"] > 2_000
+    assert free["late"][0]["upper"] < found["late"][0]["upper"]
+    assert found["late"][0]["lower"] <= 0.125 <= found["late"][0]["upper"]
+
+
+def test_the_bounds_of_bursty_latencies_hold():
+    """12.5 % take 3 ms, so p90 is 3 ms: taken as independent, its bound is too low in far more than 1 of 100 runs."""
+    rng = np.random.default_rng(2)
+    missed = sum((Grouped(*bursty(rng)).tail(90.0)["upper_ms"] or math.inf) < 2.9 for _ in range(100))
+    assert missed <= 3
+
+
+def test_alike_queries_have_their_binomial_bounds():
+    rng = np.random.default_rng(0)
+    samples = rng.permutation(np.arange(1, 3_001)) * 1_000
+    tail = Grouped(samples, np.repeat(np.arange(30), 100)).tail(90.0)
+    assert tail["lower_ms"] <= 2.7 <= tail["upper_ms"]
+    assert tail["upper_ms"] < 2.75
+    few = Grouped(samples[:63], np.arange(63)).tail(90.0)
+    assert few == {"lower_ms": None, "upper_ms": None, "n_effective": None}
+
+
+def test_block_medians_that_hang_together_are_fewer():
+    steps = np.repeat(np.random.default_rng(0).normal(size=6), 10)
+    bounds, worth = block_median_bounds(steps)
+    assert worth < 20
+    assert bounds is None or bounds.upper - bounds.lower > 0
+    bounds, worth = block_median_bounds(np.tile([1.0, 2.0], 15))
+    assert worth == 30 and bounds is not None and (bounds.lower, bounds.upper) == (1.0, 2.0)
+
+
+def test_int8_that_is_not_faster_is_not_a_gain():
+    def subject(name: str, precision: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "precision": precision,
+            "runtime": "ort",
+            "latency": [{"kind": "device", "p50_ms": 1.0}],
+        }
+
+    int8, fp32 = subject("onnx-int8@ort", "int8"), subject("onnx-fp32@ort", "fp32")
+    pair = {"kind": "latency", "latency_kind": "device", "subject": "onnx-int8@ort", "against": "onnx-fp32@ort"}
+    report = {"subjects": [int8, fp32], "comparisons": [pair | {"ratio": 1.01, "ratio_lower": 0.97}]}
+    assert no_gain(report, int8) == ("onnx-fp32@ort", "not faster than onnx-fp32@ort (1.01x, 99 % sure of 0.97x)")
+    assert no_gain(report, fp32) is None
+    report["comparisons"] = [pair | {"ratio": 1.2, "ratio_lower": 1.1}]
+    assert no_gain(report, int8) is None
+    report["comparisons"] = []
+    assert no_gain(report, int8) == ("onnx-fp32@ort", "not faster than onnx-fp32@ort (not compared side by side)")
+
+
+def test_no_rule_may_become_weaker():
+    last = [rule_of({"metric": "size_bytes", "max": 100}), rule_of({"metric": "accuracy", "min": 0.9})]
+    assert weaker(last, last) == []
+    assert weaker([last[1], rule_of({"metric": "size_bytes", "max": 90})], last) == []
+    assert weaker([rule_of({"metric": "size_bytes", "max": 200})], last) == [
+        "size_bytes <= 100: the new limit is weaker (200)",
+        "accuracy >= 0.9: the last release had this rule, the new one has not",
+    ]
+    assert [rule.metric for rule in added(last, "classification") if rule.against == LAST] == [
+        "accuracy_drop",
+        "flip_rate",
+    ]
+    assert added(last, "super-resolution") == last
+
+
+def release(folder: Path, answers: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """A run folder whose chosen artifact gave `answers` on the test split; returns its report."""
+    folder.mkdir()
+    correct = answers == labels
+    outcome = {"prediction": answers, "correct": correct, "top5": correct, "confidence": np.full(len(labels), 0.9)}
+    outcome["label"] = labels
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"{split}_{key}": value for split in ("validation", "test") for key, value in outcome.items()})
+    (folder / "outcomes.npz").write_bytes(buffer.getvalue())
+    report = copy.deepcopy(sample_report())
+    subject = next(row for row in report["subjects"] if row["name"] == CHOSEN)
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    subject["stored"] = {"outcomes": {"path": "outcomes.npz", "sha256": sha256}}
+    subject["accuracy"] = Classification.summary(outcome) | {"validation": 0.9}
+    report["comparisons"] = [row for row in report["comparisons"] if row["kind"] == "latency"]
+    report["recipe"]["gate"] = [{"metric": "size_bytes", "max": 200_000}]
+    verdict = judge(report)
+    (folder / "report.json").write_text(json.dumps(report | verdict.recorded()))
+    return report
+
+
+def test_the_ratchet_pairs_the_recorded_answers_of_both_releases(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(5_000) % 10
+    old = np.where(rng.random(5_000) < 0.95, labels, 0)
+    release(tmp_path / "old", old, labels)
+    release(tmp_path / "same", old, labels)
+    worse = old.copy()
+    worse[rng.random(5_000) < 0.1] = -1
+    release(tmp_path / "worse", worse, labels)
+    found = cli("gate", tmp_path / "same", "--against", tmp_path / "old", "--json")
+    assert found.code == 0, found.err
+    gates = json.loads(found.out)["gates"]
+    assert [(gate["metric"], gate["against"], gate["value"]) for gate in gates[1:]] == [
+        ("accuracy_drop", LAST, 0.0),
+        ("flip_rate", LAST, 0.0),
+    ]
+    found = cli("gate", tmp_path / "worse", "--against", tmp_path / "old", "--json")
+    assert found.code == 3
+    assert [gate["outcome"] for gate in json.loads(found.out)["gates"]] == ["pass", "fail", "fail"]
+
+
+def test_a_weakened_rule_refuses_and_is_named(tmp_path):
+    labels = np.arange(5_000) % 10
+    for name in ("old", "new"):
+        release(tmp_path / name, labels, labels)
+    path = tmp_path / "new" / "report.json"
+    report = json.loads(path.read_text())
+    report["recipe"]["gate"][0]["max"] = 300_000
+    path.write_text(json.dumps(report))
+    found = cli("gate", tmp_path / "new", "--against", tmp_path / "old", "--json")
+    assert found.code == 3
+    assert json.loads(found.out)["notes"] == ["size_bytes <= 200,000: the new limit is weaker (300,000)"]
+
+
+def test_releases_on_other_data_are_not_paired_and_one_line_says_so(tmp_path):
+    labels = np.arange(500) % 10
+    last = release(tmp_path / "old", labels, labels)
+    new = release(tmp_path / "new", labels, labels)
+    last["data"]["fingerprint"] = "other"
+    with pytest.raises(UserError, match=r"old: judged on other data \(other, not 5f2c5f2c5f2c\); answers cannot be"):
+        joined(new, tmp_path / "new", last, tmp_path / "old")
+    (tmp_path / "old" / "outcomes.npz").write_bytes(b"x")
+    last["data"] = new["data"]
+    with pytest.raises(UserError, match=r"outcomes.npz: is not the file that its report names; take the run from"):
+        joined(new, tmp_path / "new", last, tmp_path / "old")
+
+
+def test_what_ci_reads_names_the_bytes(tmp_path, monkeypatch):
+    report = sample_report()
+    report["recipe"]["gate"] = [BROKEN, {"metric": "accuracy_drop", "against": "teacher", "max": "4.7pt"}]
+    report["recipe"]["gate"] += [{"metric": "params", "max": 5}]
+    report["recipe"]["waiver"] = [WAIVER | {"metric": "params", "expires": "2999-01-01"}]
+    (tmp_path / "report.json").write_text(json.dumps(report | judge(report).recorded()))
+    page = tmp_path / "step.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    found = cli("gate", tmp_path, "--out", tmp_path / "ci")
+    assert found.code == 3
+    verdict = json.loads((tmp_path / "ci" / "verdict.json").read_text())
+    assert verdict["verdict"] == "refused"
+    assert [row["rule"] for row in verdict["waived"]] == ["params <= 5"]
+    told = verdict["evidence"]
+    assert {row["name"]: row["sha256"] for row in told["judged"]} == {
+        row["name"]: row["sha256"] for row in report["subjects"] if row["name"] in (CHOSEN, "teacher")
+    }
+    assert told["data"] == {"name": "cifar10", "sha256": report["data"]["fingerprint"]}
+    assert told["calibration"] == "ab" * 32
+    assert told["code"] == {"commit": "0123abcd" * 5, "dirty": True}
+    assert told["runtimes"] == {"openvino": "2025.3.0", "torch": "2.9.0"}
+    assert told["device"]["cpu"] == "AMD EPYC 7B13"
+    suite = ET.fromstring((tmp_path / "ci" / "junit.xml").read_text())
+    assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "1",
+    }
+    assert next(case.get("name") for case in suite) == "size_bytes <= 1,000"
+    assert page.read_text().startswith("## \u274c Refused: cifar10\n")
+    assert page.read_text() == (tmp_path / "ci" / "summary.md").read_text()
+
+
+def test_a_summary_and_a_junit_file_survive_hostile_names():
+    report = sample_report()
+    report["recipe"]["name"] = "<b>`x`|\x00"
+    verdict = judge(report)
+    assert "<b>" not in verdict_files.summary(report, verdict)
+    assert ET.fromstring(verdict_files.junit(report, verdict)).get("name") == "edgestill gate <b>`x`|?"
+
+
+def test_a_check_is_a_plain_value():
+    assert Check.__dataclass_params__.frozen  # type: ignore[attr-defined]
