@@ -243,3 +243,53 @@ def test_a_recipe_without_an_accuracy_rule_has_nothing_to_climb_for():
         "quantize.ladder: it climbs until the accuracy rules hold, and [[gate]] has none; add one, such as "
         '{ metric = "accuracy_drop", against = "student", max = "1.0pt" }'
     )
+
+
+def test_a_rung_is_taken_as_it_is_only_with_the_file_that_was_judged(tmp_path):
+    from pipeline.stages.rungs import kept
+
+    made: list[str] = []
+    said: list[str] = []
+
+    def work(path):
+        made.append(path.name)
+        path.write_bytes(b"model")
+        return {"state": "holds"}
+
+    first = kept(tmp_path, "cpu-entropy", work, said.append)
+    assert kept(tmp_path, "cpu-entropy", work, said.append) == first and len(made) == 1
+    assert said == ["cpu-entropy was done before the interruption, and is taken as it is"]
+    (tmp_path / "cpu-entropy.onnx").write_bytes(b"half a mo")
+    assert kept(tmp_path, "cpu-entropy", work, said.append) == first and len(made) == 2
+    (tmp_path / "cpu-entropy.json").write_text('{"state": "hol')
+    assert kept(tmp_path, "cpu-entropy", work, said.append) == first and len(made) == 3
+
+
+def test_training_goes_on_without_what_had_ended_and_never_longer_than_the_table():
+    from pipeline.recipe import Recipe
+    from pipeline.stages.lesson import lessons
+    from pipeline.stages.qat import retaught
+
+    values: dict[str, Any] = {
+        "name": "r",
+        "data": {"name": "digits"},
+        "teacher": {"model": "cifar-resnet20"},
+        "student": {"model": "mlperf-resnet8"},
+        "distill": {
+            "epochs": 10,
+            "lr": 0.1,
+            "freeze": ["conv1"],
+            "losses": [
+                {"loss": "kd", "weight": 1.0, "temperature": 4.0, "warmup_epochs": 2.0},
+                {"loss": "cross_entropy", "weight": 1.0, "until_epoch": 5.0},
+            ],
+        },
+        "quantize": {"ladder": True},
+    }
+    recipe = Recipe.model_validate(values)
+    found = retaught(lessons(recipe)[-1], recipe).distill
+    assert [(term.loss, term.warmup_epochs) for term in found.losses] == [("kd", 0.0)]
+    assert (found.epochs, found.lr, found.freeze, found.precision) == (3, pytest.approx(0.001), (), "fp32")
+    values["quantize"] = {"ladder": ["qat"], "qat": {"epochs": 11}}
+    with pytest.raises(ValueError, match=r"quantize.qat.epochs = 11 is beyond distill.epochs = 10"):
+        Recipe.model_validate(values)
