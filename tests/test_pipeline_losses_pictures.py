@@ -10,7 +10,9 @@ from pipeline.errors import UserError
 from pipeline.losses import check_term, files
 from pipeline.losses import functional as losses
 from pipeline.losses.perceptual import features, vgg
+from pipeline.recipe_file import load_recipe
 from pipeline.recipe_training import LossTerm
+from pipeline.stages.distill import stages
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -105,3 +107,14 @@ def test_perceptual_without_its_file_is_refused_in_one_line(tmp_path: Path, weig
 def test_the_files_that_a_term_reads() -> None:
     assert files("perceptual", {"weights": "vgg.pth", "layer": 2}) == ("vgg.pth",)
     assert files("kd", {"temperature": 2.0}) == ()
+
+
+def test_students_and_controls_are_stale_when_the_file_of_a_loss_changes(weights: Path) -> None:
+    terms = f'distill.losses=[{{loss="perceptual",weight=0.1,weights="{weights}"}},{{loss="output_l1",weight=1.0}}]'
+    recipe = load_recipe("paper003-super-resolution", [terms], smoke=True)
+    found = {stage.name: stage for stage in stages(recipe)}
+    before = {name: found[name].stamp() for name in ("distill", "control")}
+    weights.write_bytes(b"other")
+    assert all(found[name].stamp() != before[name] for name in before)
+    plain = load_recipe("paper003-super-resolution", smoke=True)
+    assert all("losses" not in stage.stamp() for stage in stages(plain) if stage.name in before)

@@ -63,7 +63,7 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Pair:
-        return pair(_read(self.paths[index]), self.scale, self.sigma)
+        return pair(read(self.paths[index]), self.scale, self.sigma)
 
 
 def pair(photograph: np.ndarray, scale: int, sigma: float) -> Pair:
@@ -85,7 +85,7 @@ def open_photographs(data: Data) -> Source:
     for split, paths in listed.items():
         for path in paths:
             try:
-                photograph = _read(path)
+                photograph = read(path)
             except UserError as error:
                 faults.append(str(error))
                 continue
@@ -123,7 +123,7 @@ COLUMNS = {"train": (0, 1, 2), "val": (3,), "test": (4, 5)}
 def open_samples(data: Data) -> Source:
     """Source `sample-photographs`: 24 squares to train on, 8 for validation, 16 for test, from other parts of the same
     two photographs (scikit-learn's `china.jpg` and `flower.jpg`, CC BY 2.0)."""
-    photographs = [_read(path) for path in _samples(data.name)]
+    photographs = [read(path) for path in _samples(data.name)]
     squares = {
         split: [
             photograph[SQUARE * row : SQUARE * (row + 1), SQUARE * column : SQUARE * (column + 1)]
@@ -233,7 +233,7 @@ def _taken(paths: Sequence[Path], share: float, root: Path) -> tuple[list[Path],
     return [path for path in paths if path not in chosen], sorted(chosen)
 
 
-def _read(path: Path) -> np.ndarray:
+def read(path: Path) -> np.ndarray:
     """uint8 RGB (H, W, 3), turned as its EXIF says. Raises UserError naming the file."""
     from pipeline.data.decode import decode_whole
 

@@ -261,23 +261,24 @@ def source_stamp(model: str, weights: str = "") -> dict[str, str | None]:
 
         stamp["weights"] = weights_url(name, weights).rpartition("/")[2]
     elif weights:
-        stamp["weights"] = _sha256(Path(weights))
+        stamp["weights"] = file_stamp(Path(weights))
     if name.source == SPANDREL:
-        stamp["checkpoint"] = _sha256(Path(name.family.partition(":")[2]))
+        stamp["checkpoint"] = file_stamp(Path(name.family.partition(":")[2]))
     if name.source == SMP and "encoder_weights" in name.args:
-        stamp["encoder_weights"] = _sha256(Path(str(name.args["encoder_weights"])))
+        stamp["encoder_weights"] = file_stamp(Path(str(name.args["encoder_weights"])))
     if name.source == "module":
         from pipeline.models.user_module import find_source
 
         source = find_source(name.family.partition(":")[0])
-        stamp["module"] = _sha256(source) if source else None
+        stamp["module"] = file_stamp(source) if source else None
     return stamp
 
 
-def _sha256(path: Path) -> str | None:
+def file_stamp(path: Path | str) -> str | None:
+    """sha256 of a file's bytes; None where there is none."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import write_json
-from pipeline.models import source_stamp
-from pipeline.recipe import Recipe, Student
+from pipeline.losses import files
+from pipeline.models import file_stamp, source_stamp
+from pipeline.recipe import LossTerm, Recipe, Student
 from pipeline.stage import Context, Stage
 from pipeline.stages import table, teacher
 from pipeline.stages.data import NAME as DATA
@@ -93,21 +94,26 @@ def stage(recipe: Recipe, lesson: Lesson, role: str, repeat: int) -> Stage:
     if not control and len(lesson.weights) > 1:
         config["teacher.weights"] = lesson.weights
     own = "" if lesson.student.weights == FROM_TEACHER else lesson.student.weights
+    terms = alone(lesson.task, lesson.distill) if control else lesson.distill.losses
     return Stage(
         name=stage_name(role, repeat),
         version=2,
         needs=tuple(needs),
         config=config,
-        stamp=lambda: stamp(lesson, own, () if control else lesson.distill.peers),
+        stamp=lambda: stamp(lesson, own, () if control else lesson.distill.peers, terms),
         volatile=(TRAINING,),
         run=functools.partial(run, recipe, lesson, role, seed),
         together=True,
     )
 
 
-def stamp(lesson: Lesson, weights: str, peers: Sequence[Student]) -> Any:
-    own = source_stamp(lesson.student.model, weights)
-    return own | {"peers": [source_stamp(peer.model, peer.weights) for peer in peers]} if peers else own
+def stamp(lesson: Lesson, weights: str, peers: Sequence[Student], terms: Sequence[LossTerm]) -> Any:
+    own: dict[str, Any] = {**source_stamp(lesson.student.model, weights)}
+    if peers:
+        own["peers"] = [source_stamp(peer.model, peer.weights) for peer in peers]
+    if read := [file for term in terms for file in files(term.loss, term.options)]:
+        own["losses"] = [file_stamp(file) for file in read]
+    return own
 
 
 def run(recipe: Recipe, lesson: Lesson, role: str, seed: int, context: Context) -> None:
