@@ -9,7 +9,9 @@ both ranges become sqrt(r1_c * r2_c), and no channel is lost in the coarse grid 
 
 A pair is Conv -> Conv with a Relu or nothing between them and no other reader on the way, so that what is equalized is
 all that sees the factor. ReLU6 (Clip with an upper limit) does not commute with a factor: the limit would have to
-become one a channel, which runtimes do not fuse. Such pairs are left alone and counted.
+become one a channel, which runtimes do not fuse. Such pairs are left alone and counted; or, where `relax` asks for it,
+that ReLU6 becomes a ReLU first, as in the paper. The net then computes something else where an activation exceeds the
+limit, so what that costs has to be judged.
 """
 
 from __future__ import annotations
@@ -51,10 +53,15 @@ class Equalized:
     clipped: int
 
 
-def equalize(model: ModelProto, *, where: str) -> Equalized:
-    """A copy of the fp32 `model` that computes the same with equalized weights; without a pair an `ExportError`."""
+def equalize(model: ModelProto, *, where: str, relax: bool = False) -> Equalized:
+    """A copy of the fp32 `model` with equalized weights, which computes the same; without a pair an `ExportError`.
+
+    `relax`: each ReLU6 between two convolutions becomes a ReLU, which does not compute the same.
+    """
     from onnx import ModelProto, numpy_helper
 
+    if relax:
+        model = relaxed(model)
     found, clipped = pairs(model)
     if not found:
         beside = f"; {clipped} stand around a ReLU6, which cannot be equalized" if clipped else ""
@@ -121,6 +128,28 @@ def pairs(model: ModelProto) -> tuple[list[Pair], int]:
         groups = next((item.i for item in follower.attribute if item.name == "group"), 1)
         found.append(Pair(first=node.input[1], bias=bias, second=follower.input[1], groups=groups))
     return found, clipped
+
+
+def relaxed(model: ModelProto) -> ModelProto:
+    """A copy with a Relu in the place of every ReLU6 that keeps two convolutions from being equalized."""
+    from onnx import ModelProto, helper, numpy_helper
+
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    for node in graph.node:
+        low = constants.get(node.input[1]) if node.op_type == "Clip" and len(node.input) > 1 else None
+        if low is None or makers.get(node.input[0]) != "Conv" or readers.get(node.output[0]) != ["Conv"]:
+            continue
+        if float(numpy_helper.to_array(low)) == 0:
+            node.CopyFrom(helper.make_node("Relu", node.input[:1], node.output, node.name))
+    return copy
 
 
 def _own_weights(graph: GraphProto, reads: Counter[str]) -> set[str]:

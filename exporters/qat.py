@@ -24,7 +24,7 @@ from exporters.fake_quant import ActivationGrid
 from exporters.int8_forms import finished
 from exporters.layer_names import name_nodes
 from exporters.onnx_file import add_versions, graph_precision, onnx_artifact, save_model, set_metadata
-from exporters.quantize_onnx import Form, Prepared, hide_kept, place, prepare
+from exporters.quantize_onnx import Equalize, Form, Prepared, hide_kept, place, prepare
 from exporters.torch_graph import TrainableGraph
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def trainable(
     reduce_range: bool = False,
     method: Method = "minmax",
     percentile: float = PERCENTILE,
-    equalize: bool = False,
+    equalize: Equalize = False,
     keep_fp32: Collection[str] = (),
     network: nn.Module | None = None,
     taps: Collection[str] = (),

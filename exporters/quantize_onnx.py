@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Form = Literal["portable", "cpu", "gpu", "trt86"]
+Equalize = bool | Literal["relu6"]  # "relu6": a ReLU6 between two convolutions becomes a ReLU first
 _PORTABLE_OPS = ("Conv", "Gemm", "MatMul", "Add")
 
 
@@ -78,7 +79,7 @@ def quantize_int8(
     reduce_range: bool = False,
     method: Method = "minmax",
     percentile: float = PERCENTILE,
-    equalize: bool = False,
+    equalize: Equalize = False,
     bias_correction: bool = False,
     keep_fp32: Collection[str] = (),
     say: Callable[[str], object] = lambda line: None,
@@ -139,7 +140,7 @@ def prepare(
     form: Form,
     method: Method = "minmax",
     percentile: float = PERCENTILE,
-    equalize: bool = False,
+    equalize: Equalize = False,
     keep_fp32: Collection[str] = (),
     biases: bool = False,
 ) -> Prepared:
@@ -157,7 +158,7 @@ def prepare(
         kept = named_layers(model, keep_fp32, operators, where=str(source))
     pairs = clipped = 0
     if equalize:
-        equalized = equalize_pairs(model, where=str(source))
+        equalized = equalize_pairs(model, where=str(source), relax=equalize == "relu6")
         model, pairs, clipped = equalized.model, len(equalized.pairs), equalized.clipped
     if biases:
         model = with_biases(model)

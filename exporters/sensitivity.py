@@ -25,7 +25,7 @@ from exporters.artifact import ExportError
 from exporters.calibrate import PERCENTILE, Method, explained, open_session
 from exporters.layer_names import layer_of, name_nodes
 from exporters.onnx_file import WEIGHTED_OPS
-from exporters.quantize_onnx import Form, place, prepare, quantized_operators
+from exporters.quantize_onnx import Equalize, Form, place, prepare, quantized_operators
 
 SAMPLES = 64
 
@@ -80,7 +80,7 @@ def layer_sensitivity(
     reduce_range: bool = False,
     method: Method = "minmax",
     percentile: float = PERCENTILE,
-    equalize: bool = False,
+    equalize: Equalize = False,
     keep_fp32: Collection[str] = (),
 ) -> Sensitivity:
     """Rank the layers of the fp32 file `source` as `quantize_int8` would quantize them with the same settings.

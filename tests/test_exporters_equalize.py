@@ -11,7 +11,7 @@ from onnx.helper import make_tensor_value_info
 from exporters import open_runner
 from exporters.artifact import ExportError, read_metadata
 from exporters.calibrate import open_session
-from exporters.equalize import equalize, pairs
+from exporters.equalize import equalize, pairs, relaxed
 from exporters.onnx_file import load_model, save_model
 from exporters.parity import compare
 from exporters.quantize_onnx import quantize_int8
@@ -127,6 +127,25 @@ def test_nothing_to_equalize_is_said(activation, beside):
         "net.onnx: nothing to equalize: no two convolutions follow each other with a Relu or nothing between them"
         f"{beside}; leave equalize out"
     )
+
+
+def test_relu6_becomes_relu_where_that_is_asked_for_and_only_between_convolutions():
+    model = chain([(8, 1), (8, "depthwise"), (8, 1)], ["Clip", "Clip", "Clip"], spread=1.0)
+    found = equalize(model, where="net.onnx", relax=True)
+    assert (len(found.pairs), found.clipped) == (2, 0)
+    assert [node.op_type for node in found.model.graph.node] == ["Conv", "Relu", "Conv", "Relu", "Conv", "Clip"]
+    assert [node.op_type for node in model.graph.node].count("Clip") == 3, "the model that was given stays as it was"
+    assert all(
+        np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(run(relaxed(model)), run(found.model), strict=True)
+    )
+
+
+def test_a_quantized_file_says_how_many_pairs_relu6_gave(tmp_path):
+    path = tmp_path / "net.onnx"
+    save_model(chain([(8, 1), (8, "depthwise"), (8, 1)], ["Clip", "Clip", ""], spread=1.0), path)
+    samples = [np.random.default_rng(seed).normal(size=(2, 4, 5, 5)).astype(np.float32) for seed in range(4)]
+    quantize_int8(path, tmp_path / "q.onnx", form="cpu", batches=samples, equalize="relu6")
+    assert read_metadata(tmp_path / "q.onnx")["equalized_pairs"] == "2"
 
 
 def test_it_brings_back_what_uneven_channels_lose(tmp_path):

@@ -168,7 +168,11 @@ class Climb:
         elif rung in ("equalize", "bias-correction"):
             key = rung.replace("-", "_")
             if not settings[key]:
-                yield self.attempt(rung, rung, settings | {key: True}, samples)
+                record = self.attempt(rung, rung, settings | {key: True}, samples)
+                if "ReLU6" not in record.get("left_out", ""):
+                    yield record
+                else:  # nets with ReLU6 everywhere; what the ReLUs in its place cost is judged with all else
+                    yield self.attempt(rung, f"{rung}-relu6", settings | {key: "relu6"}, samples)
         elif rung == "float-layers":
             stream = self.stream(samples)
             work = functools.partial(climb_float_layers, self.bench, settings=settings, target=self.target)
