@@ -90,7 +90,7 @@ def p50(row: Mapping[str, Any]) -> float | None:
 def breaks(row: Mapping[str, Any], rule: RuleLike, validation: Sequence[Mapping[str, Any]]) -> str | None:
     """Why `row` would miss the rule by its point value, or None; rules on another subject or on speed do not choose."""
     limit = parse_limit(rule)
-    if rule.subject or rule.metric not in ACCURACY_METRICS + MEAN_METRICS + EXACT_METRICS:
+    if rule.subject or rule.slice or rule.metric not in ACCURACY_METRICS + MEAN_METRICS + EXACT_METRICS:
         return None
     value = point(row, rule, limit.unit, validation)
     if value is None:

@@ -1,13 +1,15 @@
-"""Any .npz file with x_train, y_train, x_test, y_test and, if wanted, class_names."""
+"""Any .npz file with x_train, y_train, x_test, y_test and, if wanted, class_names and slice_NAME of the test images."""
 
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.data.slices import PREFIX, fingerprint, of_arrays
 from pipeline.data.source import Source, array_source
 from pipeline.errors import UserError
 from pipeline.recipe import Data
@@ -30,7 +32,8 @@ def open_source(data: Data) -> Source:
     test = _images(path, "x_test", arrays["x_test"])
     if train.shape[1:] != test.shape[1:]:
         raise UserError(f"{path}: x_train has images of {train.shape[1:]}, x_test of {test.shape[1:]}; they must agree")
-    return array_source(
+    slices = of_arrays(arrays, len(test), str(path))
+    source = array_source(
         name=data.name,
         where=str(path),
         class_names=_class_names(path, arrays["class_names"]) if "class_names" in arrays else None,
@@ -38,6 +41,7 @@ def open_source(data: Data) -> Source:
         test=(test, _labels(path, "y_test", arrays["y_test"], "x_test", len(test))),
         image_size=data.image_size,
     )
+    return replace(source, slices=slices, fingerprint=fingerprint(source.fingerprint, slices))
 
 
 def stamp(data: Data) -> Any:
@@ -65,7 +69,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             result = {}
             with archive:
                 for key in archive.files:
-                    if key in KEYS or key == "class_names":
+                    if key in KEYS or key == "class_names" or key.startswith(PREFIX):
                         result[key] = archive[key]
             return result
     except UserError:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.slices import fingerprint, of_folder
+from pipeline.data.slices import stamp as slices_stamp
 from pipeline.data.source import FEWEST_CLASSES, Images, InMemory, Source
 from pipeline.errors import UserError
 from pipeline.recipe import Data
@@ -59,12 +61,21 @@ def open_source(data: Data) -> Source:
             parts.append(InMemory(found.pixels, listing.labels))
         else:
             parts.append(FolderImages(listing, data.image_size, found.pixel_hashes, threads=data.workers))
-    return Source(name=data.name, class_names=names, train=parts[0], test=parts[1], fingerprint=digest.hexdigest())
+    slices = of_folder(root, test.names)
+    return Source(
+        name=data.name,
+        class_names=names,
+        train=parts[0],
+        test=parts[1],
+        fingerprint=fingerprint(digest.hexdigest(), slices),
+        slices=slices,
+    )
 
 
 def stamp(data: Data) -> Any:
     """Number of image files and one hash over their paths, sizes and times; None when there is no folder."""
-    return folder_stamp(Path(data.root))
+    found, slices = folder_stamp(Path(data.root)), slices_stamp(Path(data.root))
+    return found if slices is None else {"images": found, "slices": slices}
 
 
 def folder_stamp(root: Path) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from pipeline.data.slices import Column
 from pipeline.errors import UserError
 
 FEWEST_CLASSES = 2
@@ -72,6 +73,7 @@ class Source:
     source brings it (`validation`), as those whose targets are pictures do (`pipeline.data.pictures`).
 
     fingerprint: sha256 of the content (pixels and labels; for folders, paths and file bytes), 64 hex digits.
+    slices: columns of the test images, by name.
     mean, std: what images are normalised with, one value a channel on the scale 0 to 1; None: as training images have.
     """
 
@@ -83,6 +85,7 @@ class Source:
     validation: Images | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    slices: Mapping[str, Column] = field(default_factory=dict)
 
     @property
     def target_shape(self) -> tuple[int, int, int] | None:

@@ -101,6 +101,8 @@ def run(recipe: Recipe, context: Context) -> None:
             "disjoint": not set(origin_hashes(source.train, calibration)) & set(gate_hashes),
         },
     }
+    if source.slices:
+        facts["slices"] = {key: list(column.names) for key, column in source.slices.items()}
     if source.target_shape:
         facts["target_shape"] = list(source.target_shape)
     arrays = {

@@ -90,6 +90,8 @@ def run(recipe: Recipe, repeats: tuple[str, ...], context: Context) -> None:
         ):
             context.say(f"evaluate: {len(subjects)} subjects on {len(indices):,} {split} images")
             outcomes[split] = evaluate(runners, images, indices, task)
+        for rows in outcomes["test"].values():
+            rows.update({f"slice_{key}": column.codes[data.test] for key, column in data.source.slices.items()})
         shown = {subject.name: runners[subject.name] for subject in pictured(subjects)}
         picks = telling(outcomes["test"], task, *list(shown)[:: max(1, len(shown) - 1)])
         pictures = task.figures(shown, data.source.test, [(int(data.test[place]), why) for place, why in picks])

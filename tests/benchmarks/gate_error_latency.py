@@ -1,10 +1,11 @@
 """Part of gate_error.py: latencies whose truth is known, drawn from recorded runs with their bursts and heavy tails.
 
 latency_recorded.npz holds the first 66 or 100 queries of each of 60 interleaved rounds of four subjects of
-`edgestill run digits --smoke --set profile.min_seconds=4 --set profile.blocks=60`, int32 nanoseconds, taken on 2
-cores of an Intel Xeon (virtual machine) while other programs worked. A synthetic release draws stretches of rounds (geometric, 3 on average:
-bursts that outlast a round stay whole), the same ones for both subjects, and in each round a stretch of queries in a
-circle. The truth is that of the law that is drawn from: every recorded query is as likely as any other.
+`edgestill run digits --smoke --set profile.min_seconds=4 --set profile.blocks=60`, int32 nanoseconds, taken on 2 cores
+of an Intel Xeon (virtual machine) while other programs worked. A synthetic release draws stretches of rounds
+(geometric, 3 on average: bursts that outlast a round stay whole), the same ones for both subjects, and in each round a
+stretch of queries in a circle. The truth is that of the law that is drawn from: every recorded query is as likely as
+any other.
 """
 
 from __future__ import annotations
