@@ -18,8 +18,8 @@ def show_all(found: Mapping[str, Any], *, against: str) -> None:
     ratios = {(row["kind"], row["subject"]): row for row in found["comparisons"]}
     # The tail is shown where anything was measured often enough (662 and 6,636 queries) to tell it.
     tails = [q for q in ("p99", "p99_9") if any(row[f"{q}_ms"] for s in found["subjects"] for row in s["latency"])]
-    percentiles = [f"{key}_ms" for q in ("p90", *tails) for key in (q, f"{q}_bound")]
-    titles = [title for q in ("p90", *tails) for title in (q.replace("_", "."), f"{q.replace('_', '.')} at most")]
+    percentiles = ["p90_ms", "p90_bound_ms", *(f"{q}_ms" for q in tails)]  # --json has the bounds of all
+    titles = ["p90", "p90 at most", *(q.replace("_", ".") for q in tails)]
     on_device = ("on device",) if any(subject["device_memory"] for subject in found["subjects"]) else ()
     numbers = ("p50", *titles, "images/s", "speed-up", "memory", *on_device, "first call", "size")
     rows = table("subject", "", "time", *numbers, right=numbers)
