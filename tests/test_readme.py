@@ -13,6 +13,7 @@ from pipeline.gate_rules import METRICS
 from pipeline.losses import ROWS
 from pipeline.recipe import Distill
 from pipeline.recipe_file import load_recipe, shipped
+from pipeline.tasks import smoke_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,8 +42,9 @@ def test_every_metric_and_shipped_recipe_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_loads_in_both_forms(name: str) -> None:
-    assert load_recipe(name).name == name
-    assert load_recipe(name, smoke=True).data.name == "digits"
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert load_recipe(name, smoke=True).data.name == smoke_of(recipe.task)["data"]["name"]
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
