@@ -26,6 +26,10 @@ def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
     return losses.cross_entropy(student, teacher.softmax(1), label_smoothing=0.1)
 
 
+def weighted_pixels(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return losses.binary_cross_entropy(student, teacher.sigmoid(), pos_weight=10.0)
+
+
 def on_maps(function: Callable[..., torch.Tensor]) -> Loss:
     """Each row as the only channel of one map, and as the channels of a map of one place."""
 
@@ -38,17 +42,20 @@ def on_maps(function: Callable[..., torch.Tensor]) -> Loss:
 
 # Every loss as a function of two matrices.
 MATRIX: dict[str, Loss] = {
+    "binary_cross_entropy": weighted_pixels,
     "cross_entropy": soft_cross_entropy,
     "dkd": with_labels(losses.dkd),
     "attention_transfer": on_maps(losses.attention_transfer),
     "hierarchical_context": on_maps(losses.hierarchical_context),
     **{
         name: getattr(losses, name)
-        for name in ("dist", "hint", "kd", "kd_standardized", "l1", "output_l1", "pkt", "rkd", "similarity_preserving")
+        for name in ("dist", "hint", "kd", "kd_standardized", "l1", "output_l1", "pkt", "rkd")
     },
+    **{name: getattr(losses, name) for name in ("sigmoid_mse", "similarity_preserving")},
 }
+SOFT = ("binary_cross_entropy", "cross_entropy")  # the teacher makes their soft labels here
 # Zero, with zero gradient, where the student is the teacher.
-DISTANCES = sorted(set(MATRIX) - {"cross_entropy"})
+DISTANCES = sorted(set(MATRIX) - set(SOFT))
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -143,7 +150,7 @@ def test_types_are_kept_and_half_precision_is_computed_in_float32(name: str) -> 
     for half in (torch.float16, torch.bfloat16):
         rounded = student.to(half), teacher.to(half)
         value = MATRIX[name](*rounded)
-        if name != "cross_entropy":  # its soft labels are made of the rounded ones here
+        if name not in SOFT:  # their soft labels are made of the rounded ones
             torch.testing.assert_close(value, MATRIX[name](rounded[0].float(), rounded[1].float()))
         assert value.dtype == torch.float32
 

@@ -60,6 +60,8 @@ def models() -> list[Row]:
     ]
     rows.append(row("torchvision:NAME", "any classifier of torchvision, such as torchvision:resnet18", torchvision))
     rows.append(row("spandrel:FILE", "the network of a super-resolution checkpoint that spandrel knows", spandrel))
+    smp = missing("segmentation_models_pytorch", "dense")
+    rows.append(row("smp:Unet?encoder=NAME", "a network of segmentation-models-pytorch, for pictures as answers", smp))
     rows.append(row("my_pkg.my_module:build", "a function of your own that returns an nn.Module", torch))
     pruning = missing("torch_pruning", "train")
     rows.append(row("pruned:MODEL?macs=0.5", "any of these with channels removed, to half of its MACs", pruning))

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.data import bsds500_files
 from pipeline.data.pictures import Pair, picture_source
+from pipeline.errors import RecipeError
 from pipeline.thinning import widen
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def open_source(data: Data) -> Source:
 
     Raises UserError, one line, for what is missing or cannot be read.
     """
+    consensus, width = drawn_with(data)
     found = bsds500_files.find(data.root)
-    consensus, width = data.consensus or CONSENSUS, data.edge_width or EDGE_WIDTH
 
     def pairs(split: str) -> list[Pair]:
         drawn = (target_of(mean, people, consensus=consensus, width=width) for mean, people in found.boundaries(split))
@@ -61,6 +62,14 @@ def open_source(data: Data) -> Source:
 def stamp(data: Data) -> Any:
     """Sizes and times of the files."""
     return bsds500_files.stamp(data.root)
+
+
+def drawn_with(data: Data) -> tuple[float, int]:
+    """The consensus asked for and the width of lines. Raises `RecipeError` for a width that has no middle."""
+    width = data.edge_width or EDGE_WIDTH
+    if width % 2 == 0:
+        raise RecipeError(f"data.edge_width = {width} is even; lines have a middle pixel: write 1, 3 or 5")
+    return data.consensus or CONSENSUS, width
 
 
 def target_of(mean: np.ndarray, people: np.ndarray, *, consensus: float, width: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.bsds500 import CONSENSUS, EDGE_WIDTH, MEAN, STD, target_of
+from pipeline.data.bsds500 import MEAN, STD, drawn_with, target_of
 from pipeline.data.drawn import picture
 from pipeline.data.pictures import Pair, picture_source
 from pipeline.thinning import outlines
@@ -28,7 +28,7 @@ VERSION = 1  # of the drawings
 
 def open_source(data: Data) -> Source:
     """Patches of 24 pictures of 128x96 pixels, 8 and 16 others whole."""
-    settings = (data.consensus or CONSENSUS, data.edge_width or EDGE_WIDTH)
+    settings = drawn_with(data)
     splits: dict[str, list[Pair]] = {}
     number = 0
     for split, count in COUNTS.items():
