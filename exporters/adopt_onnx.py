@@ -103,9 +103,8 @@ def adopt(
     if missing := missing_package("onnxruntime", "ort"):
         raise ExportError(f"{where}: quantizing needs {missing}")
     original = _with_fixed_input(model, spec)
-    made = original
-    if opset_of(made) < OLDEST:
-        made = to_opset(made, RAISED, where=where)
+    name_nodes(original)  # onnxruntime takes no two nodes of one name
+    made = to_opset(original, RAISED, where=where) if opset_of(original) < OLDEST else original
     name_nodes(made)
     made = _folded(made, where)
     constants_as_weights(made)

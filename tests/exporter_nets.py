@@ -87,10 +87,10 @@ def export(path: Path, *, dynamic_batch: bool = False, opset: int = 20) -> Path:
 
 @functools.cache
 def file(form: str) -> Path:
-    """One of fp32, dynamic, fp16, portable, cpu."""
+    """One of fp32, dynamic, fp16, portable, cpu, gpu, trt86."""
     path = Path(_FOLDER.name) / f"{form}.onnx"
     if form == "fp16":
         return convert_fp16(file("fp32"), path).path
-    if form in ("portable", "cpu"):
+    if form in ("portable", "cpu", "gpu", "trt86"):
         return quantize_int8(file("fp32"), path, form=form, batches=batches()).path  # type: ignore[arg-type]
     return export(path, dynamic_batch=form == "dynamic")

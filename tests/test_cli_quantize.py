@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from exporters import open_runner
 from exporters.adopt_onnx import adopt, opened
 from exporters.artifact import ExportError
+from exporters.layer_names import name_nodes
 from exporters.onnx_file import load_model
 from exporters.opset import opset_of
 from exporters.quantize_onnx import quantize_int8
@@ -35,7 +36,11 @@ def all_forms(path, folder, shapes=None):
         for form in ("portable", "cpu", "gpu", "trt86")
     ]
     found = {}
-    with open_runner("onnxruntime", path, threads=1, shapes=tuple(spec.shape)) as runner:
+    renamed = onnx.load(str(path))
+    name_nodes(renamed)  # of nodes with equal names, which the runtime refuses
+    reference = folder / "reference.onnx"
+    onnx.save(renamed, str(reference))
+    with open_runner("onnxruntime", reference, threads=1, shapes=tuple(spec.shape)) as runner:
         expected = runner(feeds)[runner.outputs[0].name]
     for file in (teacher, *files):
         with open_runner("onnxruntime", file, threads=1) as runner:
@@ -205,7 +210,8 @@ def test_from_a_foreign_file_to_a_verdict(foreign, pictures, tmp_path, monkeypat
     assert set(made.json["artifacts"]) == {"teacher", "onnx-fp16", "onnx-int8", "onnx-int8-cpu"}
     bundle = made.json["bundle"]
     assert bundle == "out/their-model.edgestill.zip"
-    assert cli("verify", bundle).code == 0
+    verified = cli("verify", bundle)
+    assert verified.code == 4 and "are as they were written" in verified.out, "whole, and nothing is measured yet"
     (tmp_path / "rules.toml").write_text('[[gate]]\nmetric = "size_bytes"\nmax = 100000\n')
     record = cli("profile", bundle, "--out", "record", "--seconds", "0.1", "--blocks", "4", "--no-memory", "--json")
     assert record.code == 0, record.err

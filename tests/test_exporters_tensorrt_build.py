@@ -25,7 +25,7 @@ from exporters.to_tensorrt import TensorRtRtxExporter, build_engine
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed; pip install 'edgestill[test]'")
 ADA = BuildOptions(compute_capabilities=("SM89",))
-PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "portable": "int8"}
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "portable": "int8", "gpu": "int8", "trt86": "int8"}
 
 
 def edition():
@@ -41,6 +41,11 @@ def engines(tmp_path_factory):
     }
 
 
+def permitted(notes, form):
+    """Nothing is warned of, but that scales in fp16, which the gpu form alone has, are read as fp32."""
+    return all(form == "gpu" and "scales to fp32" in note for note in notes)
+
+
 @pytest.mark.parametrize("form", PRECISIONS)
 def test_what_we_ship_builds_at_the_precision_asked_for(engines, form):
     artifact = engines[form]
@@ -50,7 +55,7 @@ def test_what_we_ship_builds_at_the_precision_asked_for(engines, form):
         "requested": PRECISIONS[form],
         "obtained": {"layers": {PRECISIONS[form]: 7}, "others": [], "source": "parsed network"},
     }
-    assert facts["notes"] == [] and facts["typing"] == "strong" and facts["compute_capabilities"] == ["SM89"]
+    assert permitted(facts["notes"], form) and facts["typing"] == "strong" and facts["compute_capabilities"] == ["SM89"]
     assert artifact.inputs == (IOSpec(name="input", dtype="float32", shape=(2, 3, 16, 16)),)
     assert artifact.outputs == (IOSpec(name="logits", dtype="float32", shape=(2, 5)),)
 
@@ -67,9 +72,8 @@ def test_the_engine_is_plain_and_the_sidecar_says_the_rest(engines):
     assert input_specs(path) == input_specs(file("portable"))
 
 
-def quantize(source, path, shape):
-    batches = [np.random.default_rng(seed).normal(size=shape).astype(np.float32) for seed in range(2)]
-    return quantize_int8(source, path, form="portable", batches=batches).path
+def samples(shape):
+    return [np.random.default_rng(seed).normal(size=shape).astype(np.float32) for seed in range(2)]
 
 
 def build_all(name, shape, folder, classes=10):
@@ -82,14 +86,15 @@ def build_all(name, shape, folder, classes=10):
     ).path
     files = {
         "fp32": plain,
-        "fp16": convert_fp16(plain, folder / "fp16.onnx").path,
-        "int8": quantize(plain, folder / "int8.onnx", shape),
+        "fp16": convert_fp16(plain, folder / "fp16.onnx", batches=samples(shape)).path,
     }
-    for precision, path in files.items():
-        artifact = build_engine(path, folder / f"{precision}.engine", edition=edition(), options=ADA)
+    for form in ("portable", "gpu", "trt86"):
+        files[form] = quantize_int8(plain, folder / f"{form}.onnx", form=form, batches=samples(shape)).path  # type: ignore[arg-type]
+    for form, path in files.items():
+        artifact = build_engine(path, folder / f"{form}.engine", edition=edition(), options=ADA)
         facts = read_sidecar(artifact.path).facts
-        assert list(facts["precision"]["obtained"]["layers"]) == [precision], facts["precision"]
-        assert facts["notes"] == []
+        assert list(facts["precision"]["obtained"]["layers"]) == [PRECISIONS[form]], facts["precision"]
+        assert permitted(facts["notes"], form)
 
 
 QUICK = {

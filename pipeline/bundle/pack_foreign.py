@@ -102,8 +102,10 @@ def answers_of(path: Path, splits: Mapping[str, tuple[Any, np.ndarray]]) -> dict
 
 
 def report_of(name: str, judging: Judging, rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A report of which nothing was measured yet: the device does that. It says what the images are."""
-    return {
+    """A report of which nothing was measured yet, and so undecided: it says what the images are."""
+    from pipeline.gate import judge
+
+    report: dict[str, Any] = {
         "schema_version": 1,
         "recipe": {"name": name, "task": TASK, "gate": list(rules), "profile": {"runtimes": "auto"}},
         "environment": {},
@@ -120,6 +122,10 @@ def report_of(name: str, judging: Judging, rules: Sequence[Mapping[str, Any]]) -
         },
         "subjects": [],
         "comparisons": [],
+        "selection": {"chosen": None, "order": [], "reason": "nothing was measured yet"},
         "gates": [],
         "verdict": "undecided",
     }
+    verdict = judge(report)
+    report["gates"], report["verdict"] = verdict.gates(), verdict.verdict
+    return report
