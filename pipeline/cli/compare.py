@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One subject of one run; what was not measured is None. `run` is the shortest name that tells runs apart."""
+    """One subject of one run; what was not measured is None. `run` is the shortest name that tells runs apart.
+
+    accuracy: the task's own metric in `unit`, which `axis` names."""
 
     run: str
     subject: str
@@ -33,6 +35,8 @@ class Row:
     size_bytes: int | None
     peak_memory_bytes: int | None
     macs: int | None
+    unit: str = "fraction"
+    axis: str = "top-1 accuracy, %"
 
 
 @click.command()
@@ -93,11 +97,14 @@ def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _test_set(report: Mapping[str, Any]) -> dict[str, Any]:
+    from pipeline.task_words import words_of
+
     data = report["data"]
     return {
         "data set": data.get("name"),
         "content of the data": data.get("fingerprint"),
         "number of test images": (data.get("sizes") or {}).get("test"),
+        "metric": words_of(report).metric,
     }
 
 
@@ -125,6 +132,7 @@ def rows_of(name: str, report: Mapping[str, Any], everything: bool, unlike: Mapp
     """Teacher, student and the chosen artifact (or all); columns in `unlike` are left out."""
     from pipeline.gate import UnmeasuredError, subject_of
     from pipeline.gate_latency import baseline, latency_of
+    from pipeline.task_words import words_of
 
     chosen = (report.get("selection") or {}).get("chosen")
     try:  # the teacher on the artifact's own runtime: eager torch is a weak baseline
@@ -149,6 +157,8 @@ def rows_of(name: str, report: Mapping[str, Any], everything: bool, unlike: Mapp
                 verdict=report["verdict"],
                 accuracy=None if "accuracy" in unlike else accuracy.get("value"),
                 accuracy_n=accuracy.get("n"),
+                unit=words_of(report).show,
+                axis=words_of(report).axis,
                 p50_ms=None if "latency" in unlike else p50_ms,
                 size_bytes=subject.get("size_bytes"),
                 peak_memory_bytes=subject.get("peak_memory_bytes"),
@@ -186,7 +196,7 @@ def _texts(row: Row) -> tuple[str, ...]:
     from pipeline.quantities import show
 
     return (
-        show(row.accuracy, "fraction"),
+        show(row.accuracy, row.unit),
         show(row.p50_ms, "ms"),
         show(row.size_bytes, "bytes"),
         show(row.peak_memory_bytes, "bytes"),
@@ -217,9 +227,10 @@ def as_html(rows: Sequence[Row], unlike: Mapping[str, str]) -> str:
 
     style = Path(report.__file__).with_name("templates").joinpath("report.css").read_text(encoding="utf-8")
     drawn = points(rows)
+    axis = {"axis": rows[0].axis, "unit": rows[0].unit} if drawn else {}
     sizes = {"wide": (1000, 420), "narrow": (326, 380)}
     pictures = [
-        f'<div class="{css}">{charts.pareto(drawn, width=wide, height=high, everyone=css == "wide")}</div>'
+        f'<div class="{css}">{charts.pareto(drawn, width=wide, height=high, everyone=css == "wide", **axis)}</div>'
         for css, (wide, high) in (sizes if drawn else {}).items()
     ]
     left = ' style="text-align:left"'

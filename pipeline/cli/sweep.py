@@ -128,14 +128,15 @@ def show(found: Mapping[str, Any], folder: Path) -> None:
 def cells(row: Mapping[str, Any]) -> Sequence[str | Text]:
     """The figures of a row as text; a dash where there is none."""
     from pipeline.quantities import ABSENT, show
+    from pipeline.task_words import words_of
 
     if row["status"] != "done":
         return [ABSENT] * len(NUMBERS)
-    smaller = row["compression"]
+    smaller, words = row["compression"], words_of(row)
     share = row["teacher_share"]
     return (
-        spread(row["accuracy"], percent=True),
-        spread(row["gain_pt"], percent=False),
+        spread(row["accuracy"], percent=True, unit=words.show),
+        spread(row["gain_pt"], percent=False, unit=words.unit),
         show(smaller["params"], "x"),
         show(smaller["macs"], "x"),
         show(smaller["bytes"], "x"),
@@ -146,13 +147,14 @@ def cells(row: Mapping[str, Any]) -> Sequence[str | Text]:
     )
 
 
-def spread(found: Mapping[str, Any] | None, *, percent: bool) -> str:
-    """`81.23 ± 0.21 %` above `80.71 to 81.75`, or the like with signs in points."""
+def spread(found: Mapping[str, Any] | None, *, percent: bool, unit: str = "") -> str:
+    """`81.23 ± 0.21 %` above `80.71 to 81.75`, or the like with signs in points; `dB` and others stay as they are."""
     from pipeline.quantities import ABSENT
 
     if found is None:
         return ABSENT
-    scale, unit, sign = (100, "%", "") if percent else (1, "pt", "+")
+    known = {"fraction": (100, "%"), "": (100, "%") if percent else (1, "pt")}
+    (scale, unit), sign = known.get(unit, (1, unit)), "" if percent else "+"
     mean = f"{scale * found['mean']:{sign}.2f}"
     if found["std"] is None:
         return f"{mean} {unit}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pipeline.charts import LETTER, ticks
 from pipeline.quantities import ABSENT, show, signed
 from pipeline.sweeps.table import best
+from pipeline.task_words import words_of
 
 ROW, HEAD = 34, 26  # px of a row of the plot, and above the first one
 WIDTHS = {"wide": 1000, "narrow": 326}
@@ -52,6 +53,8 @@ class Plot:
     ticks: tuple[tuple[float, str], ...]
     teacher: float | None  # where its line stands; None where it differs by point or lies outside
     taught: str
+    title: str  # of the axis, and its unit after a comma
+    unit: str
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -75,6 +78,7 @@ def render(document: Mapping[str, Any]) -> str:
             plots={name: plot(done, first, width) for name, width in WIDTHS.items()} if done else {},
             seeds=max((len(row["seeds"]) for row in done), default=0),
             n=done[0]["n"] if done else None,
+            words=words_of(done[0] if done else {}),
             spent=show(sum(row["added_s"] for row in done), "s"),
             saved=show(document["saved_s"], "s") if document["saved_s"] > 0 else "",
             facts=facts_of(document["environment"] or {}),
@@ -93,8 +97,9 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     if first is None:
         return f"{state}."
     gain = first["gain_pt"]
-    over = "" if gain is None else f", {signed(gain['mean'], 'pt')} against its control"
-    return f"{state}; most accurate is {first['name']}: {show(first['accuracy']['mean'], 'fraction')}{over}."
+    words = words_of(first)
+    over = "" if gain is None else f", {words.change(gain['mean'])} against its control"
+    return f"{state}; most accurate is {first['name']}: {words.value(first['accuracy']['mean'])}{over}."
 
 
 def cells(row: Mapping[str, Any], is_best: bool) -> dict[str, Any]:
@@ -104,12 +109,12 @@ def cells(row: Mapping[str, Any], is_best: bool) -> dict[str, Any]:
     if row["status"] != "done":
         return made | {"figures": []}
     accuracy, gain, smaller = row["accuracy"], row["gain_pt"], row["compression"]
-    share = row["teacher_share"]
+    share, words = row["teacher_share"], words_of(row)
     return made | {
         "figures": [
-            ("accuracy", *spread(accuracy, "fraction")),
-            ("gain", *spread(gain, "pt")),
-            ("artifact", show(row["artifact_accuracy"], "fraction"), (row["artifact"] or "").replace("@", " @")),
+            (words.noun, *spread(accuracy, words.show, show)),
+            ("gain", *spread(gain, words.unit, signed)),
+            ("artifact", words.value(row["artifact_accuracy"]), (row["artifact"] or "").replace("@", " @")),
             ("params", show(smaller["params"], "x"), show(row["params"])),
             ("MACs", show(smaller["macs"], "x"), show(row["macs"])),
             ("size", show(smaller["bytes"], "x"), show(row["size_bytes"], "bytes")),
@@ -121,11 +126,10 @@ def cells(row: Mapping[str, Any], is_best: bool) -> dict[str, Any]:
     }
 
 
-def spread(found: Mapping[str, Any] | None, unit: str) -> tuple[str, str]:
-    """The mean with its deviation, and the interval."""
+def spread(found: Mapping[str, Any] | None, unit: str, written: Callable[[Any, str], str]) -> tuple[str, str]:
+    """The mean with its deviation, and the interval; `written` is `show`, or `signed` for differences."""
     if found is None:
         return ABSENT, ""
-    written = show if unit == "fraction" else signed
     mean = written(found["mean"], unit)
     if found["std"] is None:
         return mean, "one seed"
@@ -141,6 +145,7 @@ def plot(rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any] | None, wid
     names = 0 if narrow else min(_LONGEST, LETTER * max(len(row["name"]) for row in rows) + 16)
     left, right = names + 8, width - 12
     low, high = bounds(rows)
+    words = words_of(rows[0])
 
     def at(value: float) -> float:
         return left + (min(max(value, low), high) - low) / (high - low) * (right - left)
@@ -171,9 +176,11 @@ def plot(rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any] | None, wid
         left=left,
         right=right,
         lanes=tuple(lanes),
-        ticks=tuple((at(value), f"{100 * value:g}") for value in ticks(low, high, 5 if narrow else 9)),
+        ticks=tuple((at(value), f"{words.factor * value:g}") for value in ticks(low, high, 5 if narrow else 9)),
         teacher=at(teacher) if teacher is not None and low <= teacher <= high else None,
-        taught="" if teacher is None else show(teacher, "fraction"),
+        taught="" if teacher is None else words.value(teacher),
+        title=words.title,
+        unit=words.axis.removeprefix(words.title),
     )
 
 
@@ -192,7 +199,7 @@ def bounds(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def mark(row: Mapping[str, Any], kind: str, values: Mapping[str, Any], at: Any, y: float) -> Mark:
-    mean, interval = spread(values, "fraction")
+    mean, interval = spread(values, words_of(row).show, show)
     return Mark(
         kind=kind,
         y=y,

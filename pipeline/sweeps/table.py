@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline import manifest
 from pipeline.recipe import Recipe
 from pipeline.stages import distill, evaluate, gate
+from pipeline.task_words import words_of
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
@@ -39,11 +41,12 @@ POINT_KEYS = {
     "why": "of a failed point: the error",
     "verdict": "released, refused or undecided, of the first seed's artifact",
     "metric": "of all accuracies, such as top1",
+    "task": "names and units of that metric, as in the report",
     "n": "test images",
     "seeds": "per seed: seed, accuracies of student and control, gain_pt",
-    "accuracy": "student on the test split: mean, std (n - 1) and ci95 (Student's t) over seeds; fractions",
+    "accuracy": "student on the test split: mean, std (n - 1) and ci95 (Student's t) over seeds; in task.show",
     "control": "the same student without a teacher",
-    "gain_pt": "student minus control of the same seed, in points",
+    "gain_pt": "student minus control of the same seed, in points, or in task.unit where that is another",
     "teacher_accuracy": "on the same images, a fraction",
     "artifact": "the exported form that the gate judged",
     "artifact_accuracy": "of that form, a fraction",
@@ -88,6 +91,7 @@ def figures(recipe: Recipe, report: Mapping[str, Any], folders: Mapping[str, Pat
     return {
         "verdict": report["verdict"],
         "metric": student["accuracy"]["metric"],
+        "task": asdict(words_of(report)),
         "n": student["accuracy"]["n"],
         **over_seeds(seeds_of(recipe, report, folders), missing),
         "teacher_accuracy": teacher["accuracy"]["value"],
@@ -134,7 +138,8 @@ def seeds_of(recipe: Recipe, report: Mapping[str, Any], folders: Mapping[str, Pa
             for i, name in enumerate(names)
         ]
     return [
-        {**row, "gain_pt": None if row["control"] is None else 100 * (row["student"] - row["control"])} for row in rows
+        {**row, "gain_pt": None if row["control"] is None else words_of(report).gap(row["student"], row["control"])}
+        for row in rows
     ]
 
 
