@@ -99,8 +99,8 @@ def chain(path, **scales):
 
 
 def output_of(path, batch):
-    """1x1 convolutions in the very types of the file, sums in fp32: neither onnxruntime's CPU provider, which computes
-    whole chains of fp16 layers in fp32, nor onnx's reference would show that a value does not fit."""
+    """1x1 convolutions in the very types of the file, sums in fp32: onnxruntime's CPU provider computes whole chains of
+    fp16 layers in fp32 and would not show that a value does not fit."""
     model = load_model(path)
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer} | {"x": batch}
     for node in model.graph.node:
