@@ -169,6 +169,8 @@ def heading(check: Mapping[str, Any]) -> str:
     """A recorded check for people: `Accuracy lost against teacher at most 6.00 pt`. Unknown metrics keep their name."""
     words = METRICS[check["metric"]].words if check["metric"] in METRICS else str(check["metric"])
     against = f" against {check['against']}" if check["against"] else ""
+    asked = re.search(r" of (.+?) [<>]= ", str(check.get("rule", "")))
+    against += f" of {asked[1]}" if asked else ""
     sign = "\u2264" if check["direction"] == "max" else "\u2265"
     limit = show(check["threshold"], check["unit"]).replace(" ", "\u00a0")
     return f"{words}{against} {sign}\u00a0{limit}"

@@ -94,7 +94,11 @@ def headline(report: Mapping[str, Any]) -> str:
     who = chosen or "no artifact"
     if not checks:
         return "The recipe has no [[gate]] rule, so nothing was judged."
+    waived = sum("waived" in check for check in checks)
     bad = [c for c in checks if c["outcome"] == ("fail" if report["verdict"] == "refused" else "undecided")]
+    bad = [check for check in bad if "waived" not in check]
+    if report["verdict"] == "released" and waived:
+        return f"{who} keeps {len(checks) - waived} of {len(checks)} limits; the rest is waived."
     if report["verdict"] == "released":
         return f"{who} keeps {'its one limit' if len(checks) == 1 else f'all {len(checks)} limits'}."
     verb = "breaks" if report["verdict"] == "refused" else "cannot be judged on"
