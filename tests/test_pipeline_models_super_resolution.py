@@ -1,5 +1,6 @@
 """Super-resolution networks: published sizes, what the student is made of, checkpoints that spandrel recognises."""
 
+import os
 import re
 from pathlib import Path
 
@@ -168,3 +169,28 @@ def test_rfdn_is_not_changed_by_a_hook_that_keeps_its_features() -> None:
     with torch.no_grad():
         module(torch.rand(1, 3, 16, 16))
     assert seen and all(torch.equal(*pair) for pair in seen)
+
+
+@pytest.mark.real
+def test_rfdn_loads_strictly_and_reaches_what_it_published_on_set5() -> None:
+    """32.24 dB published (x4, Y, border of 4); 32.16 here: the checkpoint is the challenge's smaller network."""
+    from pipeline.data.imagefolder import image_files
+    from pipeline.data.super_resolution import Judged, pair, read
+    from pipeline.models.weights import load_weights
+    from pipeline.tasks.super_resolution import SuperResolution as Task
+
+    real = Path(os.environ.get("EDGESTILL_REAL_DATA", ""))
+    weights = real / "weights" / "super_resolution_x4" / "rfdn_baseline.pth"
+    if not weights.is_file():
+        pytest.skip("EDGESTILL_REAL_DATA names no folder with the real data sets")
+    module = build("rfdn", num_classes=3).eval()
+    assert load_weights(module, weights, where="teacher.weights") == ()
+    found, enlarged = [], []
+    for file in image_files(real / "super_resolution" / "Set5" / "HR"):
+        image, target = Judged(pairs=[pair(read(file), 4, 0.0)], border=4)[0]
+        with torch.inference_mode():
+            output = module(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0).numpy()
+        found.append(Task.outcomes([output], [target])["psnr_y"][0])
+        enlarged.append(Task.scores([Task.baseline(image, output.shape)], [target])[0])
+    assert sum(found) / 5 == pytest.approx(32.24, abs=0.3) and sum(found) / 5 == pytest.approx(32.159, abs=0.01)
+    assert sum(enlarged) / 5 == pytest.approx(28.42, abs=0.02)  # bicubic, as every paper prints it

@@ -12,6 +12,7 @@ The montage is a square of one photograph: input, teacher, student, int8 file, t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -24,12 +25,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from exporters import open_runner
+from exporters.artifact import file_sha256
 from pipeline.data.imagefolder import image_files
 from pipeline.data.super_resolution import Judged, pair, read
 from pipeline.environment import collect, cpu_model
+from pipeline.intervals_mean import mean_bounds, moments_of
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.png import encode
-from pipeline.report import load
+from pipeline.tasks.dense import interval_of, moments
 from pipeline.tasks.super_resolution import SuperResolution as Task
 from pipeline.tiles import tiled
 
@@ -63,36 +66,68 @@ def of_file(path: Path, runtime: str) -> Answer:
     return lambda image: tiled(run, image, tile=spec.shape[2:], overlap=Task.overlap)
 
 
-def subjects(run: Path, report: dict[str, Any]) -> dict[str, Answer]:
-    rows = {row["name"]: run / row["path"] for row in report["subjects"]}
-    networks = {name: path for name, path in rows.items() if "@" not in name}
-    files = {name.partition("@")[0]: path for name, path in rows.items() if "@" in name}
-    found = {"bicubic": bicubic, "teacher, whole images": of_network(networks["teacher"], whole=True)}
-    found |= {name: of_network(path) for name, path in networks.items()}
-    for name, path in files.items():
-        if name != "teacher":
-            # The portable int8 form has no int8 kernels on ONNX Runtime's CPU: its accuracy there is the same sum.
-            found |= {f"{name}@{runtime}": of_file(path, runtime) for runtime in RUNTIMES}
+def files_of(run: Path) -> dict[str, Path]:
+    """Networks and files of a run that has got as far as `quantize`, by their names in a report."""
+    found = {
+        "teacher": next(run.glob("teacher-????????????/teacher.safetensors")),
+        "control": next(run.glob("control-????????????/student.safetensors")),
+        "student": next(run.glob("distill-????????????/student.safetensors")),
+    }
+    for path in sorted([*run.glob("export-????????????/*.onnx"), *run.glob("quantize-????????????/*.onnx")]):
+        found[f"{path.stem}@"] = path
     return found
+
+
+def subjects(files: dict[str, Path], only: list[str]) -> dict[str, Answer]:
+    """The portable int8 form has no int8 kernels on ONNX Runtime's CPU: slow there, its accuracy is the same sum."""
+    teacher = files["teacher"]
+    makers: dict[str, Callable[[], Answer]] = {
+        "bicubic": lambda: bicubic,
+        "teacher, whole images": lambda: of_network(teacher, whole=True),
+    }
+    for name, path in files.items():
+        if name.endswith("@"):
+            for runtime in RUNTIMES:
+                makers[name + runtime] = functools.partial(of_file, path, runtime)
+        else:
+            makers[name] = functools.partial(of_network, path)
+    return {name: make() for name, make in makers.items() if not only or name in only}
 
 
 def bicubic(image: np.ndarray) -> np.ndarray:
     return Task.baseline(image, (4 * image.shape[0], 4 * image.shape[1], 3))
 
 
-def judge(answers: dict[str, Answer], folder: Path) -> dict[str, Any]:
-    found: dict[str, dict[str, Any]] = {name: {} for name in answers}
+def judge(answers: dict[str, Answer], folder: Path, *, psnr_only: bool) -> dict[str, Any]:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in answers}
     files = image_files(folder)
     for file in files:
         image, target = Judged(pairs=[pair(read(file), 4, 0.0)], border=4)[0]
         for name, answer in answers.items():
-            outcome = Task.outcomes([answer(image)], [target])
-            found[name][file.stem] = {key: round(float(value[0]), 4) for key, value in outcome.items()}
-    means = {
-        name: {key: round(float(np.mean([one[key] for one in each.values()])), 4) for key in Task.metrics}
-        for name, each in found.items()
+            output = answer(image)
+            outcome = {"psnr_y": Task.scores([output], [target])} if psnr_only else Task.outcomes([output], [target])
+            found[name].append({key: round(float(value[0]), 4) for key, value in outcome.items()})
+    columns = {name: {key: np.array([one[key] for one in each]) for key in each[0]} for name, each in found.items()}
+    return {
+        "n": len(files),
+        "mean": {name: {key: round(float(c.mean()), 4) for key, c in each.items()} for name, each in columns.items()},
+        "pairs": pairs(columns),
     }
-    return {"n": len(files), "mean": means, "images": found}
+
+
+def pairs(columns: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]:
+    """PSNR gained over the control and lost against the teacher, with the interval that the report states (95 %) and
+    the bound that the gate asks for (99 %, one-sided)."""
+    made = []
+    for against in ("teacher", "teacher@openvino", "control"):
+        for name in columns:
+            if against in columns and name not in (against, "bicubic") and "teacher" not in name:
+                row = {"metric": "psnr_y", **moments(columns[name]["psnr_y"] - columns[against]["psnr_y"])}
+                if row["n"] > 1 and row["sd"] > 0:
+                    row["ci95"] = list(interval_of(row))
+                    row["lower99"] = mean_bounds(moments_of(row), 0.99).lower
+                made.append({"subject": name, "against": against, **row})
+    return made
 
 
 def montage(answers: dict[str, Answer], file: Path, place: tuple[int, int, int], out: Path) -> dict[str, Any]:
@@ -112,22 +147,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=FOLDER", dest="sets")
+    parser.add_argument("--only", default="", help="names of subjects, joined by commas")
+    parser.add_argument("--psnr-only", action="store_true", help="leave out SSIM, which takes longer than the networks")
     parser.add_argument("--montage", nargs=3, metavar=("PHOTOGRAPH", "TOP,LEFT,SIDE", "OUT"))
     options = parser.parse_args()
-    report = load(options.run)
-    answers = subjects(options.run, report)
+    files = files_of(options.run)
+    answers = subjects(files, [name for name in options.only.split(",") if name])
     start = time.process_time()
     found: dict[str, Any] = {
         "command": " ".join(["python", "tests/benchmarks/super_resolution.py", *sys.argv[1:]]),
-        "run": {key: report[key] for key in ("command", "created")},
-        "sha256": {row["name"]: row["sha256"] for row in report["subjects"]},
         "hardware": {"cpu": cpu_model(), "threads": 1},
         "versions": collect().get("packages"),
-        "tile": list(load_checkpoint(options.run / report["subjects"][0]["path"])[1].input_size),
+        "sha256": {name.rstrip("@"): file_sha256(path) for name, path in files.items()},
+        "training": {
+            name: json.loads((files[name].parent / "training.json").read_text()) for name in ("control", "student")
+        },
+        "tile": list(load_checkpoint(files["teacher"])[1].input_size),
     }
     for text in options.sets:
         name, _, folder = text.partition("=")
-        found[name] = judge(answers, Path(folder))
+        found[name] = judge(answers, Path(folder), psnr_only=options.psnr_only)
     if options.montage:
         photograph, place, out = options.montage
         top, left, side = map(int, place.split(","))
