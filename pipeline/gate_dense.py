@@ -20,7 +20,7 @@ NAMES = {
     "ssim": ("ssim", "ssim_y"),
     "dice": ("dice",),
     "iou": ("iou",),
-    "f_measure": ("f_measure", "f1"),
+    "f_measure": ("f_measure", "f1", "ods"),
 }
 UNITS = {"dB": ("dB", 1.0), "pt": ("pt", 1.0), "fraction": ("pt", 100.0), "": ("pt", 100.0)}
 

@@ -118,6 +118,15 @@ def test_comparisons_have_dice_first_and_the_difference_of_ods():
     assert all(row["mean"] == 0 and row["sd"] == 0 for row in same)
 
 
+def test_a_gate_on_the_f_measure_is_one_on_ods():
+    from pipeline.gate_dense import measures
+
+    assert measures("f_measure_drop", "ods") and measures("dice_drop", "dice")
+    outcomes = Edges.outcomes(*noisy(3, 12))
+    found = Edges.summary(outcomes)
+    assert found["moments"]["ods"]["mean"] == pytest.approx(found["ods"]) and found["moments"]["ods"]["n"] == 12
+
+
 def test_pseudo_values_have_the_mean_and_the_error_of_ods():
     outcomes = Edges.outcomes(*noisy(1, 60))
     pseudo = pseudo_values(outcomes)

@@ -74,7 +74,9 @@ class Edges(Dense):
     def summary(cls, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:
         best = best_level(outcomes)
         ods, ois = f_measure(outcomes, best), f_measure(outcomes, best_levels(outcomes))
-        return super().summary(outcomes) | {"ods": ods, "ois": ois, "ods_threshold": float(LEVELS[best])}
+        found = super().summary(outcomes)
+        found["moments"]["ods"] = moments(pseudo_values(outcomes)) | {"unit": "fraction"}
+        return found | {"ods": ods, "ois": ois, "ods_threshold": float(LEVELS[best])}
 
     @classmethod
     def comparisons(cls, subject: Mapping[str, np.ndarray], against: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

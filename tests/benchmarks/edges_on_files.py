@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from exporters import open_runner
-from exporters.artifact import Preprocessing, read_metadata
+from exporters.artifact import Preprocessing
 from pipeline.data import open_source
 from pipeline.environment import cpu_model
 from pipeline.evaluate import Subject
@@ -44,14 +44,13 @@ def files_of(run: Path, folder: Path) -> dict[str, Path]:
 
     found = {name: next(run.glob(f"{stage}-*/{name}.onnx")) for stage, name in FILES}
     module, meta = load_checkpoint(next(run.glob("control-*/student.safetensors")))
-    like = {key: value for key, value in read_metadata(found["onnx-fp32"]).items() if not key.startswith("fp16")}
     found["control"] = export_onnx(
         module,
         folder / "control.onnx",
         input_shape=(1, *meta.input_size),
         opset=18,
         dynamic_batch=False,
-        metadata=like,
+        metadata=Preprocessing.of_file(found["onnx-fp32"]).to_metadata(),
     ).path
     return found
 
