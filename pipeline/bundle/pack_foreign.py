@@ -107,13 +107,21 @@ def report_of(name: str, judging: Judging, rules: Sequence[Mapping[str, Any]]) -
 
     report: dict[str, Any] = {
         "schema_version": 1,
-        "recipe": {"name": name, "task": TASK, "gate": list(rules), "profile": {"runtimes": "auto"}},
+        "recipe": {
+            "name": name,
+            "description": "an ONNX file of another project, quantized; the file itself is the teacher",
+            "task": TASK,
+            "gate": list(rules),
+            "profile": {"runtimes": "auto"},
+        },
         "environment": {},
         "data": {
             "name": "imagefolder",
             "fingerprint": judging.fingerprint,
             "class_names": list(judging.class_names),
             "image_shape": list(judging.test.shape),
+            "duplicates": {},
+            "calibration": {"n": len(judging.calibration), "disjoint": True},  # drawn so, by the images' hashes
             "sizes": {
                 "train": len(judging.calibration),
                 "validation": len(judging.validation),
