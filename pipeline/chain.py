@@ -93,6 +93,8 @@ def run(
 
 def publish(report: dict[str, Any], folders: dict[str, Path], folder: Path) -> None:
     """Copy the report to where people look for it; `release/` exists only while its artifact is released."""
+    from profiles.size import model_files
+
     shutil.rmtree(folder / RELEASE, ignore_errors=True)
     for name in PUBLISHED:
         write_bytes(folder / name, (folders[gate.NAME] / name).read_bytes())
@@ -100,9 +102,9 @@ def publish(report: dict[str, Any], folders: dict[str, Path], folder: Path) -> N
         return
     chosen = next(row for row in report["subjects"] if row["name"] == report["selection"]["chosen"])
     source = folder / chosen["path"]
-    target = folder / RELEASE / source.name
-    target.parent.mkdir(exist_ok=True)
-    write_bytes(target, source.read_bytes())
+    (folder / RELEASE).mkdir(exist_ok=True)
+    for file in model_files(source):  # OpenVINO's own files are two
+        write_bytes(folder / RELEASE / file.name, file.read_bytes())
 
 
 def to_stderr(line: str) -> None:

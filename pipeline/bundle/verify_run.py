@@ -128,6 +128,8 @@ def _chain(folder: Path, report: Mapping[str, Any], stages: Mapping[str, Any]) -
 
 def _artifacts(folder: Path, report: Mapping[str, Any]) -> Iterator[Change]:
     """Files of the report that are not the bytes that were judged; and what lies in release/ must be the chosen one."""
+    from profiles.size import size_bytes
+
     known: dict[str, str] = {}
     for row in report["subjects"]:
         path, sha256 = row.get("path"), row.get("sha256")
@@ -139,15 +141,18 @@ def _artifacts(folder: Path, report: Mapping[str, Any]) -> Iterator[Change]:
         known[str(path)] = str(sha256)
         change = _file_change(folder / str(path), str(path), str(sha256))
         yield from change
-        if not change and row.get("size_bytes") != (size := (folder / str(path)).stat().st_size):
+        if not change and row.get("size_bytes") != (size := size_bytes(folder / str(path))):
             got = f"{size:,} bytes"
             yield Change(file=REPORT, what=f"size of {row['name']}", expected=str(row.get("size_bytes")), got=got)
     chosen = (report.get("selection") or {}).get("chosen")
     row = next((row for row in report["subjects"] if row["name"] == chosen), {})
     release = folder / RELEASE
+    weights = Path(str(row.get("path"))).with_suffix(".bin") if str(row.get("path")).endswith(".xml") else None
     for path in sorted(release.rglob("*")) if release.is_dir() else []:
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and (report["verdict"] != "released" or path.name != Path(str(row.get("path"))).name):
+        if weights and path.name == weights.name and (folder / weights).is_file() and report["verdict"] == "released":
+            yield from _file_change(path, name, stage_manifest.sha256_file(folder / weights))  # IR is two files
+        elif path.is_file() and (report["verdict"] != "released" or path.name != Path(str(row.get("path"))).name):
             yield Change(file=name, what="was not released")
         elif path.is_file():
             yield from _file_change(path, name, str(row.get("sha256")))
