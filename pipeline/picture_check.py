@@ -97,18 +97,21 @@ def refed(task: Any, network: Network, images: Any, chosen: np.ndarray, meta: Mo
     """What to do about the feeding, where another one in common use makes a sound teacher of it; else nothing."""
     channels = meta.input_size[0]
     pairs = list(images.pairs(chosen))
-    trivial = np.mean([task.scores([task.baseline(i, t.shape[:2] + meta.output_shape[:1])], [t])[0] for i, t in pairs])
-    best, said = float(trivial), ""
+
+    def scored(other: Network) -> np.ndarray:
+        return np.array([task.scores([answer(task, other, i, meta.input_size)], [t])[0] for i, t in pairs])
+
+    trivial = np.array([task.scores([task.baseline(i, t.shape[:2] + meta.output_shape[:1])], [t])[0] for i, t in pairs])
+    best, said = float(scored(network).mean()), ""
     for what, parts in FEEDINGS.items():
         mean, std = (part * channels if len(part) == 1 else part for part in parts)
         if len(mean) != channels or (mean, std) == (network.mean, network.std):
             continue
-        other = Network(module=network.module, mean=mean, std=std)
-        score = float(np.mean([task.scores([answer(task, other, i, meta.input_size)], [t])[0] for i, t in pairs]))
-        if score > best:
-            best = score
+        found = scored(Network(module=network.module, mean=mean, std=std))
+        if found.mean() > best and mean_bounds(moments_of(moments(found - trivial)), SURE).lower > 0:
+            best = float(found.mean())
             said = (
-                f"it looks fed on the wrong scale: with {what} it has {show(score, task.show)}; "
+                f"it looks fed on the wrong scale: with {what} it has {show(best, task.show)}; "
                 f"set teacher.mean = {[round(v, 6) for v in mean]} and teacher.std = {[round(v, 6) for v in std]}"
             )
     return said

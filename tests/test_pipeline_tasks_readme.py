@@ -32,11 +32,11 @@ def test_the_example_goes_from_its_recipe_to_a_checked_teacher(monkeypatch: pyte
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(TASKS, "foreground", "readme_task:Foreground")
-    monkeypatch.setitem(data.SOURCES, "drawn-foreground", "readme_data:open_source")
-    monkeypatch.setitem(data.SERVES, "drawn-foreground", ("foreground",))
+    monkeypatch.setitem(data.SOURCES, "drawn-discs", "readme_data:open_source")
+    monkeypatch.setitem(data.SERVES, "drawn-discs", ("foreground",))
     (tmp_path / "foreground.toml").write_text(blocks()["recipe"])
     recipe = load_recipe(tmp_path / "foreground.toml")
-    assert load_recipe(tmp_path / "foreground.toml", smoke=True).data.name == "drawn-foreground"
+    assert load_recipe(tmp_path / "foreground.toml", smoke=True).data.name == "drawn-discs"
     said: list[str] = []
     chain = {stage.name: stage for stage in stages(recipe)}
     Store(tmp_path / "out", recipe.name).run(
