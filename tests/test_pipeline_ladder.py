@@ -293,3 +293,35 @@ def test_training_goes_on_without_what_had_ended_and_never_longer_than_the_table
     values["quantize"] = {"ladder": ["qat"], "qat": {"epochs": 11}}
     with pytest.raises(ValueError, match=r"quantize.qat.epochs = 11 is beyond distill.epochs = 10"):
         Recipe.model_validate(values)
+
+
+def test_a_climb_ends_at_once_where_fp32_breaks_the_rules_itself(tmp_path, monkeypatch):
+    from pipeline.recipe import Quantize
+    from pipeline.stages.ladder import Climb
+
+    (tmp_path / "artifacts.json").write_text('{"onnx-int8-cpu": {}}')
+    said: list[str] = []
+    bench = SimpleNamespace(
+        form="cpu",
+        runtime="onnxruntime",
+        baselines={"onnx-fp32@onnxruntime": None},
+        standing_of=lambda subject: rung("fp32", "misses"),
+    )
+    stage = SimpleNamespace(name="ladder")
+    inputs = dict.fromkeys(("quantize", "export"), tmp_path)
+    context = SimpleNamespace(inputs=inputs, resume_folder=tmp_path, stage=stage, say=said.append)
+    climb = Climb(
+        recipe=SimpleNamespace(quantize=Quantize(ladder=True), task="classification"),  # type: ignore[arg-type]
+        data=SimpleNamespace(),  # type: ignore[arg-type]
+        context=context,  # type: ignore[arg-type]
+        bench=bench,  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(climb, "measured", lambda path: {key: rung("plain", "misses")[key] for key in MEASURED})
+    (tmp_path / "onnx-int8-cpu.onnx").write_bytes(b"model")
+    climb.run()
+    assert [record["label"] for record in climb.records] == ["plain"] and not climb.trains
+    assert climb.summary["sentence"] == "cpu: fp32 breaks the rules itself (fp32 misses), which no rung can mend"
+    assert climb.shipped() == {} and len(said) == 1
+
+
+MEASURED = ("state", "accuracy", "checks", "p50_ms")
