@@ -26,10 +26,7 @@ ABILITIES: dict[str, tuple[str, dict[str, str]]] = {
     "sweep on a Ray cluster": ("sweep", {"ray": "ray"}),
     "read digits": ("train", {"sklearn": "scikit-learn"}),
     "read image files": ("train", {"PIL": "pillow"}),
-    "export ONNX": (
-        "train",
-        {"onnx": "onnx", "onnxscript": "onnxscript", "onnxconverter_common": "onnxconverter-common"},
-    ),
+    "export ONNX": ("train", {"onnx": "onnx", "onnxscript": "onnxscript"}),
     "quantize to int8": ("ort", {"onnxruntime": "onnxruntime"}),
     "run on ONNX Runtime": ("ort", {"onnxruntime": "onnxruntime"}),
     "run on OpenVINO": ("openvino", {"openvino": "openvino"}),

@@ -46,7 +46,7 @@ EXTRAS = {
     "onnxruntime": "ort",
     "openvino": "openvino",
     **dict.fromkeys(("torch", "torchvision", "safetensors", "sklearn", "scipy", "PIL"), "train"),
-    **dict.fromkeys(("onnxscript", "onnxconverter_common"), "train"),
+    "onnxscript": "train",
 }
 
 
