@@ -51,7 +51,9 @@ __all__ = [
 class Data(Part):
     """Where the images come from."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"patch", "patches", "scale", "blur", "consensus", "edge_width"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"patch", "patches", "scale", "blur", "consensus", "edge_width", "near_duplicates"}
+    )
 
     name: str = Field(description="the data set: edgestill list datasets")
     root: str = Field("", description="the folder or file that holds the data; relative to the working directory")
@@ -63,6 +65,9 @@ class Data(Part):
     )
     workers: Count = Field(2, description="decoding processes for folders too large for memory")
     memory_limit_mb: Count = Field(2048, description="a folder that is larger when decoded is streamed")
+    near_duplicates: bool = Field(
+        False, description="count images of train, validation and calibration that look like one of the gate set"
+    )
     unlabelled: str = Field(
         "", description="a folder of images without labels that join distillation; their label counts as none"
     )

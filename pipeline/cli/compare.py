@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.arguments import json_option
-from pipeline.cli.output import console, plain, print_json, say_next, table
+from pipeline.cli.output import console, plain, print_json, reads, say_next, table
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Row:
 @click.option("--all", "everything", is_flag=True, help="Every artifact, not only the one each run chose.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write table and Pareto picture to this page.")
 @json_option
+@reads("runs")
 def compare(runs: tuple[str, ...], everything: bool, page: Path | None, as_json: bool) -> None:
     """Put RUNS, folders with a report.json or such files, into one table: teacher, student, chosen artifact.
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from pipeline.errors import reading
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 WIDTH_OF_A_FILE = 160
+
+
+def reads(argument: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For a command that reads a report named by `argument`: a damaged one is one line, wherever it is noticed."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def reading_it(*args: Any, **named: Any) -> Any:
+            given = named[argument]
+            with reading(" ".join(map(str, given)) if isinstance(given, tuple) else given):
+                return command(*args, **named)
+
+        return reading_it
+
+    return decorate
 
 
 def console() -> Console:

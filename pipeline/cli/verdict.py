@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.arguments import json_option
-from pipeline.cli.output import console, print_json, say_next
+from pipeline.cli.output import console, print_json, reads, say_next
 from pipeline.cli.run import VERDICT_CODES
 from pipeline.errors import RecipeError, UserError
 
@@ -46,6 +46,7 @@ COLOURS = {"released": "green", "refused": "red", "undecided": "yellow"}
 )
 @json_option
 @click.pass_context
+@reads("report")
 def gate(
     ctx: click.Context,
     report: str,
@@ -185,6 +186,7 @@ def read_waivers(path: str) -> list[dict[str, Any]]:
     help="What 'edgestill profile BUNDLE' wrote on a device; kept with the run from then on. May be repeated.",
 )
 @json_option
+@reads("run")
 def report(run: str, records: tuple[Path, ...], as_json: bool) -> None:
     """Render report.md and report.html beside the report.json of RUN, a folder or the file itself.
 

@@ -21,6 +21,7 @@ from pipeline.recipe import Data, Recipe
 from pipeline.stage import Context, Stage
 
 if TYPE_CHECKING:
+    from pipeline.data.split import Splits
     from pipeline.data.unlabelled import Unlabelled
 
 NAME = "data"
@@ -123,6 +124,8 @@ def run(recipe: Recipe, context: Context) -> None:
         facts["unlabelled"] = {"n": count, "left_out": left_out, "fingerprint": extra.fingerprint}
         said = f"; {count:,} unlabelled"
         said += f" ({left_out:,} left out: they stand in the test or validation split)" if left_out else ""
+    if recipe.data.near_duplicates:
+        said += near_duplicates(source, splits, calibration, facts)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(context.folder / "splits.npz", buffer.getvalue())
@@ -138,6 +141,20 @@ def run(recipe: Recipe, context: Context) -> None:
         + (f"; {shared} training images stand in the test split too" if shared else "")
         + said
     )
+
+
+def near_duplicates(source: Source, splits: Splits, calibration: np.ndarray, facts: dict[str, Any]) -> str:
+    """Put the counts into `facts`; what is said of them. Dense tasks have patches and images of many sizes."""
+    from pipeline.data.near import near_facts
+
+    if source.target_shape:
+        raise UserError("data.near_duplicates: only for classification; leave it out")
+    sets = {"train": splits.train, "calibration": calibration}
+    if source.validation is None:
+        sets["validation"] = splits.validation
+    facts["near_duplicates"] = found = near_facts(source.train, source.test, **sets)
+    counts = [f"{found[f'{name}_in_test']['n']:,} of {len(places):,} {name} images" for name, places in sets.items()]
+    return f"; {', '.join(counts)} are near one of the test split"
 
 
 def opened(data: Data) -> Source:
