@@ -31,8 +31,9 @@ control = false
 augment = { pad_crop = 1 }
 teacher_outputs = "table"
 """
-RUNGS = '["calibration", "equalize", "float-layers", "qat"]'
-LABELS = ["plain", "percentile", "entropy", "equalize", "float-layers", "qat"]
+RUNGS = '["calibration", "float-layers", "qat"]'
+LABELS = ["plain", "percentile", "entropy", "float-layers", "qat"]
+pytestmark = pytest.mark.timeout(600)  # two runs of the chain, on a machine that others use
 BEFORE = ("data", "teacher", "teacher-check", "table", "distill", "export", "quantize")
 
 
@@ -122,15 +123,3 @@ def test_a_third_run_finds_everything_fresh_and_a_climb_that_stops_keeps_what_ca
     assert [row["stage"] for row in rows if row["state"] == "fresh"] == list(BEFORE)
     off = cli("plan", climbed.recipe, "--out", out, "--set", "quantize.ladder=false", "--json").json
     assert {row["stage"] for row in off} == {*BEFORE, "evaluate", "profile", "gate"}
-
-
-def test_a_rule_that_fp32_breaks_itself_is_no_reason_to_climb(climbed: Climbed) -> None:
-    rule = '{ metric = "accuracy", min = "99.9%" }'
-    climbed.recipe.with_name("high.toml").write_text(
-        RECIPE.replace("RUNGS", RUNGS).replace('{ metric = "accuracy_drop", against = "student", max = "5pt" }', rule)
-    )
-    done = cli("run", climbed.recipe.with_name("high.toml"), "--out", climbed.folder.parent)
-    assert "cpu: fp32 breaks the rules itself (accuracy 0." in done.out and "which no rung can mend" in done.out
-    assert "qat: no form needs it" in done.err
-    report = json.loads((climbed.folder / "report.json").read_text())
-    assert [row["label"] for row in report["ladder"]["rungs"]] == ["plain"]
