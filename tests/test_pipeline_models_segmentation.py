@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from pipeline.errors import RecipeError, UserError
 from pipeline.models import build, check_name, segmentation_networks, source_stamp
 from pipeline.models.options import SMP
 
-pytest.importorskip("segmentation_models_pytorch", reason="pip install 'edgestill[test]'")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("segmentation_models_pytorch") is None, reason="pip install 'edgestill[test]'"
+)
 
 # Paper 003's networks, counted against the package (0.6.0): encoder + decoder + head.
 PARAMETERS = {"resnet34": 21_284_672 + 3_151_552 + 145, "mobilenet_v2": 2_223_872 + 4_404_928 + 145}

@@ -55,6 +55,19 @@ def files_of(run: Path, folder: Path) -> dict[str, Path]:
     return found
 
 
+def training_of(run: Path) -> dict[str, Any]:
+    """What each network's training recorded, epoch by epoch; `val_dice` is that of the middle patch of each image."""
+    found = {}
+    for role, stage in (("teacher", "teacher"), ("student", "distill"), ("control", "control")):
+        told = json.loads(next(run.glob(f"{stage}-????????????/training.json")).read_text())
+        curve = [
+            {"epoch": row["epoch"], "val_dice": row["val_accuracy"], "seconds": row["seconds"]} | row["terms"]
+            for row in told["curve"]
+        ]
+        found[role] = {key: told[key] for key in ("epochs", "total_s", "teacher_share")} | {"curve": curve}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
@@ -92,6 +105,7 @@ def main() -> None:
         "command": " ".join(["python", "tests/benchmarks/edges_on_files.py", given.run.name, *sys.argv[2:]]),
         "machine": {"cpu": cpu_model(), "threads": 1, "python": platform.python_version()},
         "versions": {name: version(name) for name in ("numpy", "openvino", "onnxruntime", "torch")},
+        "training": training_of(given.run),
         "runtime": given.runtime,
         "tile": side,
         "images": len(next(iter(rows.values()))),
