@@ -86,7 +86,8 @@ def build_all(name, shape, folder, classes=10):
     ).path
     files = {
         "fp32": plain,
-        "fp16": convert_fp16(plain, folder / "fp16.onnx", batches=samples(shape)).path,
+        # Not measured: activations of untrained networks vanish, and what fp16 cannot hold would stay in fp32.
+        "fp16": convert_fp16(plain, folder / "fp16.onnx").path,
     }
     for form in ("portable", "gpu", "trt86"):
         files[form] = quantize_int8(plain, folder / f"{form}.onnx", form=form, batches=samples(shape)).path  # type: ignore[arg-type]
