@@ -218,3 +218,34 @@ def test_no_stage_names_a_task() -> None:
         "|".join(rf"[\"']{name}[\"']|tasks\.{name.replace('-', '_')}\b" for name in TASKS if name != "toy")
     )
     assert [path.name for path in places if names.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_a_teacher_fed_on_the_wrong_scale_is_told_so(patched: pytest.MonkeyPatch) -> None:
+    """Its weights want [-1, 1], and it is fed [0, 1]: the check says which mean and std to set."""
+    from pipeline.models.checkpoint import ModelMeta
+    from pipeline.picture_check import diagnose
+    from pipeline.recipe import Data
+
+    class Wants(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate(images + 1, scale_factor=2)  # (x - 0.5) / 0.5 + 1 = 2 x
+
+    module = Wants()
+    source = toy_dense.open_source(Data.model_construct(name="toy"))
+    meta = ModelMeta(
+        model="m", num_classes=3, class_names=(), input_size=(3, 12, 12), mean=(0.0,) * 3, std=(1.0,) * 3,
+        output_shape=(3, 24, 24),
+    )  # fmt: skip
+    indices = np.arange(12)
+    found = diagnose(toy_dense.Toy, module, meta, source.validation, indices, min_accuracy=0.0)
+    assert len(found.problems) == 1 and "it looks fed on the wrong scale: with [-1, 1] it has" in found.problems[0]
+    assert "set teacher.mean = [0.5, 0.5, 0.5] and teacher.std = [0.5, 0.5, 0.5]" in found.problems[0]
+    right = diagnose(
+        toy_dense.Toy, module, ModelMeta(**(vars(meta) | {"mean": (0.5,) * 3, "std": (0.5,) * 3})),
+        source.validation, indices, min_accuracy=0.0,
+    )  # fmt: skip
+    assert not right.problems and right.accuracy > right.chance + 5
+    torch.nn.init.constant_(broken := torch.nn.Conv2d(3, 12, 1).weight, float("nan"))
+    module.forward = lambda images: torch.nn.functional.pixel_shuffle(torch.nn.functional.conv2d(images, broken), 2)  # type: ignore[method-assign]
+    damaged = diagnose(toy_dense.Toy, module, meta, source.validation, indices, min_accuracy=0.0)
+    assert damaged.problems[0] == "NaN or infinite outputs for 12 of 12 images; its weights are damaged"
