@@ -30,7 +30,9 @@ FIGURES = ("n", "blocks", "p50_ms", "p90_ms", "p99_ms", "p90_bound_ms", "through
 
 
 def table_of(network: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    subjects = [row for row in network["subjects"] if row["maker"] == "edgestill"]
+    subjects = [
+        row for row in network["subjects"] if row["maker"] == "edgestill" and row["runtime"] not in args.without
+    ]
     rows = {row["name"]: {key: row.get(key) for key in KEPT} | {"latency": []} for row in subjects}
     for batch in map(int, args.batches.split(",")):
         pixels = batch * network["input"][1] ** 2
@@ -77,6 +79,7 @@ def main() -> int:
     parser.add_argument("--heavy-blocks", type=int, default=7, help="of 32 images of 224 pixels, seconds a query (7)")
     parser.add_argument("--batches", default="1,32", help="sizes with commas between (1,32)")
     parser.add_argument("--threads", type=int, default=1, help="the same for every runtime (1)")
+    parser.add_argument("--without", action="append", default=[], help="a runtime; may be repeated")
     parser.add_argument("--only", help="names of networks, with commas between")
     parser.add_argument("--json", action="store_true", help="print the record")
     args = parser.parse_args()
