@@ -26,8 +26,8 @@ class Parity:
 
     `scale` is the largest magnitude in the reference, for judging `max_abs`.
     `cosine` is of all outputs as one vector. `sqnr_db` is 10 log10(signal energy / error energy), infinite for equal
-    outputs. `top1_flips` counts samples whose largest value of the first output changed place; None where that output is
-    no row of scores a sample but a picture, in which the largest value means nothing. What is not finite in the
+    outputs. `top1_flips` counts samples whose largest value of the first output changed place; None where that output
+    is no row of scores a sample but a picture, in which the largest value means nothing. What is not finite in the
     candidate makes figures NaN or infinitely bad, which passes no limit.
     """
 

@@ -63,7 +63,7 @@ def joined(new: Mapping[str, Any], new_run: Path, last: Mapping[str, Any], last_
 
     Raises `UserError`, one line, where they cannot be paired: other data, no recorded outcomes, no chosen artifact.
     """
-    from pipeline.rejudge import EvidenceError, read_outcomes
+    from pipeline.sample_files import EvidenceError, read_outcomes
     from pipeline.tasks import TASKS, task_of
 
     prints = [(report.get("data") or {}).get("fingerprint") for report in (new, last)]

@@ -103,8 +103,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def shrink(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The smoke form of a recipe: `SMOKE`, what its task adds, then its own `[smoke]`, laid over it. Further teachers, peers and
-    generations shrink as teacher and student do, and terms count from the first epoch to the last."""
+    """The smoke form of a recipe: `SMOKE`, what its task adds, then its own `[smoke]`, laid over it. Further teachers,
+    peers and generations shrink as teacher and student do, and terms count from the first epoch to the last."""
     own = values.get("smoke", {})
     own = own if isinstance(own, dict) else {}
     shrunk = merge(merge(dict(values), SMOKE), smoke_of(values.get("task")))

@@ -27,7 +27,9 @@ class Part(BaseModel):
     @model_serializer(mode="wrap")
     def _without_later(self, dump: Any) -> dict[str, Any]:
         fields = type(self).model_fields
-        old = {name for name in self.later if getattr(self, name) == fields[name].get_default(call_default_factory=True)}
+        old = {
+            name for name in self.later if getattr(self, name) == fields[name].get_default(call_default_factory=True)
+        }
         return {name: value for name, value in dump(self).items() if name not in old}
 
     @model_validator(mode="before")

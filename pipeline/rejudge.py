@@ -9,9 +9,8 @@ recorded and comes out otherwise is a difference; what no sample can tell (memor
 from __future__ import annotations
 
 import copy
-import io
+import datetime
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +18,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import RecipeError, UserError
+from pipeline.sample_files import SPLITS, EvidenceError, read_outcomes, read_timings
 
-SPLITS = ("validation", "test")
 LATENCY = "latency_"  # of the keys in a subject's `stored`
 RELATIVE = 1e-9  # sums in another order, on another processor, differ by less
-MOST_BYTES = 2 << 30
 CONFIDENCE = 0.99
 OUTSIDE = ("peak_memory_bytes", "energy_j", "params", "macs", "flops")  # one figure of one process or of the graph
-
-
-class EvidenceError(ValueError):
-    """A recorded file that is missing, not what it should be, or not the one that the report names; one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +71,9 @@ def _rejudge(report: Mapping[str, Any], read: Callable[[str, str], bytes]) -> Re
         *_comparisons(found, outcomes, timings),
         *_selection(found, outcomes),
     ]
-    verdict = judge(found)
+    # As on the day of the verdict: a waiver that has run out since then had its effect.
+    created = str(report.get("created") or "")[:10]
+    verdict = judge(found, today=datetime.date.fromisoformat(created) if created else None)
     gates = verdict.gates()
     recorded_gates = {gate["rule"]: gate for gate in report["gates"]}
     for gate in gates:
@@ -120,51 +116,6 @@ def _samples(report: Mapping[str, Any], read: Callable[[str, str], bytes]) -> tu
     return outcomes, timings
 
 
-def read_outcomes(content: bytes, where: str) -> dict[str, dict[str, np.ndarray]]:
-    """split -> name -> array, of an outcomes-NAME.npz. Nothing is unpickled or unpacked. Raises EvidenceError."""
-    found: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for info in archive.infolist():
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(content):
-                    raise EvidenceError(
-                        f"{where}: {info.filename[:60]} is compressed; a run stores its samples plainly"
-                    )
-                split, _, name = info.filename.removesuffix(".npy").partition("_")
-                if split in found:
-                    found[split][name] = read_array(archive.read(info), f"{where}: {info.filename[:60]}")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise EvidenceError(f"{where}: not an archive of samples ({' '.join(str(error).split())[:60]})") from None
-    for split, arrays in found.items():
-        lengths = {len(array) for array in arrays.values()}
-        if len(lengths) != 1:
-            raise EvidenceError(f"{where}: its {split} outcomes have {len(lengths)} lengths; one was expected")
-    return found
-
-
-def read_timings(content: bytes, where: str) -> np.ndarray:
-    """int64 (2, n): nanoseconds and block numbers. Raises EvidenceError."""
-    found = read_array(content, where)
-    if found.ndim != 2 or len(found) != 2 or found.dtype.kind not in "iu" or not found.shape[1]:
-        raise EvidenceError(f"{where}: not timings and their blocks (int64 (2, n))")
-    return found.astype(np.int64)
-
-
-def read_array(content: bytes, where: str) -> np.ndarray:
-    """An .npy file of plain numbers whose header fits its size. Raises EvidenceError."""
-    stream = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(stream)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = reader(stream)
-    except Exception as error:  # numpy's parser of untrusted headers fails in many ways
-        raise EvidenceError(f"{where}: not an array ({type(error).__name__})") from None
-    start = stream.tell()
-    if dtype.hasobject or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(content) - start or not shape:
-        raise EvidenceError(f"{where}: not an array of plain numbers that fits its size")
-    return np.frombuffer(content, dtype=dtype, offset=start).reshape(shape, order="F" if fortran else "C")
-
-
 def _accuracies(report: dict[str, Any], outcomes: Outcomes) -> Iterator[str]:
     task = _task(report)
     for row in report["subjects"]:
@@ -182,8 +133,10 @@ def _accuracies(report: dict[str, Any], outcomes: Outcomes) -> Iterator[str]:
 
 
 def _latencies(report: dict[str, Any], timings: Timings) -> Iterator[str]:
+    from pipeline.latency_evidence import evidence
     from profiles.stats import percentile_bound_ms, percentile_ms
 
+    asked = _asked(report)
     for row in report["subjects"]:
         for entry in row.get("latency") or ():
             found = timings.get((row["name"], entry["kind"]))
@@ -194,6 +147,9 @@ def _latencies(report: dict[str, Any], timings: Timings) -> Iterator[str]:
             figures: dict[str, Any] = {"n": len(samples), "blocks": len(np.unique(blocks)), "mean_ms": mean_ms}
             figures |= {f"{name}_ms": percentile_ms(samples, q) for name, q in (("p50", 50.0), ("p90", 90.0))}
             figures |= {"p99_ms": percentile_ms(samples, 99.0), "p90_bound_ms": percentile_bound_ms(samples, 90.0)}
+            if "tails" in entry and row["name"] in asked:
+                deadlines = [late["deadline_ms"] for late in entry.get("late") or ()]
+                figures |= evidence(samples, blocks, deadlines)
             figures = {key: value for key, value in figures.items() if key in entry}
             yield from _differ(f"{row['name']}: latency ({entry['kind']})", entry, figures)
             entry.update(figures)

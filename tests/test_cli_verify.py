@@ -16,7 +16,7 @@ from sample_run import sample_run
 from two_stages import flip_bit
 
 from pipeline import manifest
-from pipeline.rejudge import EvidenceError, read_array, read_outcomes, read_timings
+from pipeline.sample_files import EvidenceError, read_array, read_outcomes, read_timings
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_copied_run_is_whole_and_judged_again(run: Path) -> None:
     assert [gate["outcome"] for gate in found["gates"]] == ["pass"] * 3
 
 
-@pytest.mark.parametrize(("limit", "code", "verdict"), [("0.1pt", 3, "REFUSED"), ("5.5pt", 4, "UNDECIDED")])
+@pytest.mark.parametrize(("limit", "code", "verdict"), [("0.1pt", 3, "REFUSED"), ("7pt", 4, "UNDECIDED")])
 def test_verify_exits_as_the_gate_does(tmp_path: Path, limit: str, code: int, verdict: str) -> None:
     rules = [{"metric": "accuracy_drop", "against": "teacher", "max": limit}]
     run = sample_run(tmp_path, rules=rules, timed=False)

@@ -24,7 +24,8 @@ from pipeline.bundle.contents import (
     small_file,
 )
 from pipeline.errors import UserError
-from pipeline.rejudge import MOST_BYTES, EvidenceError, Rejudged, rejudge
+from pipeline.rejudge import Rejudged, rejudge
+from pipeline.sample_files import MOST_BYTES, EvidenceError
 
 
 @dataclass(frozen=True, kw_only=True)

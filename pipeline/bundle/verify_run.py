@@ -16,7 +16,7 @@ from pipeline.bundle.archive import name_fault
 from pipeline.bundle.contents import REPORT
 from pipeline.bundle.verify import Change, Verified, rejudged
 from pipeline.errors import UserError
-from pipeline.rejudge import MOST_BYTES, EvidenceError
+from pipeline.sample_files import MOST_BYTES, EvidenceError
 
 GATE, DATA, RELEASE, SWEEP = "gate", "data", "release", "sweep.json"
 UNFINISHED = Change(file=REPORT, what="missing: this run has no verdict; run its recipe again")

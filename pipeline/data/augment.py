@@ -29,9 +29,9 @@ def views(images: torch.Tensor, sample_ids: Any, epoch: int, spec: Augment) -> t
     images: uint8 (B, H, W, C), on any device. sample_ids: (B,) integers (numpy or torch, on the CPU), the samples'
     places in their source. Returns uint8 (B, C, H, W) in channels-last memory, on the device of `images`.
 
-    Order: pad-crop, flip and turn, brightness, contrast, saturation, cutout (DeVries and Taylor, arXiv 1708.04552; the square
-    is centred on any pixel, so it may be cut by the border, and takes the view's own mean). Raises UserError when the
-    padding does not fit the image.
+    Order: pad-crop, flip and turn, brightness, contrast, saturation, cutout (DeVries and Taylor, arXiv 1708.04552; the
+    square is centred on any pixel, so it may be cut by the border, and takes the view's own mean). Raises UserError
+    when the padding does not fit the image.
     """
     assert images.ndim == 4 and images.dtype == torch.uint8, f"{images.dtype} {tuple(images.shape)}"
     ids = np.asarray(sample_ids, dtype=np.int64)

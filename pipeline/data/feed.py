@@ -38,9 +38,8 @@ def view_batches(
     order = np.asarray(order, dtype=np.int64)
     if not mixes(spec):
         for ids, raw, target in batches(images, order, batch_size, workers=workers, device=device):
-            if target.ndim > 1:
-                target = target_views(target, ids, epoch, spec).to(torch.float32).div_(255)
-            yield View(images=views(raw, ids, epoch, spec), sample_ids=ids, epoch=epoch), target
+            answer = target if target.ndim == 1 else target_views(target, ids, epoch, spec).to(torch.float32).div_(255)
+            yield View(images=views(raw, ids, epoch, spec), sample_ids=ids, epoch=epoch), answer
         return
     # Each batch is loaded and augmented together with its partners, by the same workers.
     cuts = range(batch_size, len(order), batch_size)

@@ -129,9 +129,7 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _from_workers(
-    images: Images, parts: list[np.ndarray], processes: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _from_workers(images: Images, parts: list[np.ndarray], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     loader = torch.utils.data.DataLoader(
         _Decoding(images, parts),
         batch_size=None,

@@ -100,8 +100,8 @@ def open_photographs(data: Data) -> Source:
         refuse_faults(faults, files=sum(map(len, listed.values())), where="data.root")
     if size <= limit:
         return _source(data, kept, digest.hexdigest())
-    read = {split: Files(paths=tuple(paths), scale=scale, sigma=data.blur) for split, paths in listed.items()}
-    return _source(data, read, digest.hexdigest(), streamed=True)
+    streams = {split: Files(paths=tuple(paths), scale=scale, sigma=data.blur) for split, paths in listed.items()}
+    return _source(data, streams, digest.hexdigest(), streamed=True)
 
 
 def open_bsds500(data: Data) -> Source:

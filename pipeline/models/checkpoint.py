@@ -25,8 +25,8 @@ LARGEST_HEADER = 100_000_000  # as in the safetensors library
 class ModelMeta:
     """model: the name given to `models.build`. input_size: (C, H, W). mean, std: one a channel, on the scale 0 to 1.
 
-    made_by: tool versions or whatever else is worth keeping; it is part of the file's bytes. output_shape: (C', H', W') of
-    the picture that answers an input, with num_classes = C' and no class names; () for a classifier.
+    made_by: tool versions or whatever else is worth keeping; it is part of the file's bytes. output_shape: (C', H', W')
+    of the picture that answers an input, with num_classes = C' and no class names; () for a classifier.
     """
 
     model: str

@@ -51,8 +51,7 @@ def stage(recipe: Recipe, name: str, part: Teacher) -> Stage:
         name=name,
         version=1,
         needs=(DATA,),
-        config={"teacher": config, "seed": seed}
-        | (stated(alone(recipe.task, recipe.distill)) if part.trained else {}),
+        config={"teacher": config, "seed": seed} | (stated(alone(recipe.task, recipe.distill)) if part.trained else {}),
         stamp=lambda: source_stamp(part.model, part.weights),
         volatile=(TRAINING,),
         run=functools.partial(run, recipe, part, seed),
