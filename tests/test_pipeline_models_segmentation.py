@@ -41,9 +41,15 @@ def test_the_answer_has_the_size_of_the_image_and_the_channels_asked_for():
         assert gray.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
 
 
-def test_a_side_that_no_encoder_can_halve_five_times_is_refused():
-    with pytest.raises(UserError, match=r"does not take images of 3x50x50 .*; set data\.image_size|data\.patch"):
-        build("smp:Unet?encoder=mobilenet_v2", num_classes=1, input_size=(3, 50, 50), answer_shape=(1, 50, 50))
+def test_a_side_that_cannot_be_halved_five_times_is_answered_in_its_own_size():
+    network = build("smp:Unet?encoder=mobilenet_v2", num_classes=1, input_size=(3, 50, 50), answer_shape=(1, 50, 50))
+    with torch.no_grad():
+        assert network.eval()(torch.zeros(1, 3, 50, 70)).shape == (1, 1, 50, 70)
+
+
+def test_a_network_that_answers_in_another_size_is_refused():
+    with pytest.raises(UserError, match=r"expected a picture \(1, 128, 128\)"):
+        build("smp:Unet?encoder=mobilenet_v2", num_classes=1, input_size=(3, 64, 64), answer_shape=(1, 128, 128))
 
 
 @pytest.mark.parametrize(
