@@ -144,12 +144,15 @@ def assurance(checks: Iterable[Check]) -> dict[str, Any]:
     sure = [c for c in checks if c.value is not None and c.bound_lower != c.bound_upper]
     k, error = len(sure), round(1 - GATE_CONFIDENCE, 9)
     released, refused = (error if k else 0.0), min(1.0, round(k * error, 9))
-    sentence = (
-        f"{k} of these checks rest on samples: a release is wrong in at most {100 * released:g} % of cases (every "
-        f"limit must hold), a refusal in at most {100 * refused:g} % (any of {k} may err)"
-        if k
-        else "no check rests on samples"
-    )
+    if k == 0:
+        sentence = "no check rests on samples"
+    elif k == 1:
+        sentence = f"one check rests on samples: it errs in at most {100 * error:g} % of cases, either way"
+    else:
+        sentence = (
+            f"{k} of these checks rest on samples: a release is wrong in at most {100 * released:g} % of cases (every "
+            f"limit must hold), a refusal in at most {100 * refused:g} % (any of {k} may err)"
+        )
     return {
         "confidence": GATE_CONFIDENCE,
         "checks": k,
