@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,20 +156,20 @@ def _neighbours(series: np.ndarray, margin: float = 0.0) -> float:
     return (1 + r) / (1 - r)
 
 
-def block_median_bounds(values: np.ndarray) -> tuple[Interval | None, int]:
+def block_median_bounds(values: Sequence[float] | np.ndarray) -> tuple[Interval | None, int]:
     """The median of block medians (or of their ratios) by order statistics, and how many independent blocks they are.
 
     The ranks are those of the effective number of blocks, stretched over the blocks there are.
     """
-    values = np.asarray(values, np.float64)
-    n = len(values)
-    worth = max(1, math.floor(n / _neighbours(values)))
+    medians = np.asarray(values, np.float64)
+    n = len(medians)
+    worth = max(1, math.floor(n / _neighbours(medians)))
     if worth == n:
-        return median_bounds(values.tolist()), n
+        return median_bounds(medians.tolist()), n
     ranks = median_bounds(list(range(worth)))
-    if ranks is None or not np.isfinite(values).all():
+    if ranks is None or not np.isfinite(medians).all():
         return None, worth
-    ordered = np.sort(values)
+    ordered = np.sort(medians)
     low = math.floor(ranks.lower / worth * n)
     return Interval(
         value=float(np.median(ordered)), lower=float(ordered[low]), upper=float(ordered[n - 1 - low])

@@ -268,8 +268,7 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other)]
-    if all(numbers):
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)) and bool not in (type(one), type(other)):
         return bool(one == other) or math.isclose(one, other, rel_tol=RELATIVE, abs_tol=1e-12)
     return type(one) is type(other) and bool(one == other)
 

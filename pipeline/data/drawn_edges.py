@@ -37,7 +37,9 @@ def open_source(data: Data) -> Source:
     return picture_source(
         name=data.name,
         where=data.name,
-        **splits,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
         patch=data.patch or PATCH,
         per_image=data.patches or PATCHES,
         mean=MEAN,

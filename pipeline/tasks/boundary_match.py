@@ -30,7 +30,7 @@ def counts(probability: np.ndarray, people: np.ndarray, tolerance: float = TOLER
     `hit` (K,): predicted pixels that match anybody's; `found` (K,): predicted pixels; `recalled` (K,): matched pixels
     of all people; `drawn` (): pixels of all people. A map with a value that is not finite is wrong in every pixel.
     """
-    drawn = np.int64(people.sum())
+    drawn = np.array(people.sum(), np.int64)
     zero = np.zeros(len(LEVELS), np.int64)
     if not np.isfinite(probability).all():
         return {"hit": zero, "found": zero + probability.size, "recalled": zero, "drawn": drawn}
@@ -46,7 +46,7 @@ def counts(probability: np.ndarray, people: np.ndarray, tolerance: float = TOLER
     return {
         "hit": reached[anybody].sum(axis=0, dtype=np.int64),
         "found": reached.sum(axis=0, dtype=np.int64),
-        "recalled": sum((reached[matched].sum(axis=0, dtype=np.int64) for matched in accepted), zero),
+        "recalled": np.add.reduce([zero, *(reached[matched].sum(axis=0, dtype=np.int64) for matched in accepted)]),
         "drawn": drawn,
     }
 

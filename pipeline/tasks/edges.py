@@ -126,8 +126,8 @@ def f_of(hit: Any, found: Any, recalled: Any, drawn: Any) -> np.ndarray:
 
 def best_level(outcomes: Mapping[str, np.ndarray]) -> int:
     """The place in `LEVELS` at which all images together have the largest F-measure."""
-    totals = [outcomes[key].sum(axis=0) for key in ("hit", "found", "recalled")]
-    return int(np.argmax(f_of(*totals, outcomes["drawn"].sum())))
+    hit, found, recalled = (outcomes[key].sum(axis=0) for key in ("hit", "found", "recalled"))
+    return int(np.argmax(f_of(hit, found, recalled, outcomes["drawn"].sum())))
 
 
 def best_levels(outcomes: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -138,7 +138,8 @@ def best_levels(outcomes: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def f_measure(outcomes: Mapping[str, np.ndarray], level: int | np.ndarray) -> float:
     """F-measure of all images together, cut at one place in `LEVELS`, or each at its own (N,)."""
-    return float(f_of(*(part.sum() for part in _at(outcomes, level)), outcomes["drawn"].sum()))
+    hit, found, recalled = (part.sum() for part in _at(outcomes, level))
+    return float(f_of(hit, found, recalled, outcomes["drawn"].sum()))
 
 
 def pseudo_values(outcomes: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -53,5 +53,10 @@ def _blurred(values: np.ndarray) -> np.ndarray:
     kernel = np.exp(-0.5 * (steps / SIGMA) ** 2)
     kernel /= kernel.sum()
     height, width = (side - WINDOW + 1 for side in values.shape)
-    rows = sum(weight * values[place : place + height] for place, weight in enumerate(kernel))
-    return np.asarray(sum(weight * rows[:, place : place + width] for place, weight in enumerate(kernel)))
+    rows = np.zeros((height, values.shape[1]))
+    for place, weight in enumerate(kernel):
+        rows += weight * values[place : place + height]
+    blurred = np.zeros((height, width))
+    for place, weight in enumerate(kernel):
+        blurred += weight * rows[:, place : place + width]
+    return blurred
