@@ -241,7 +241,7 @@ def test_named_weights_are_stamped_by_their_file() -> None:
     assert source_stamp("pruned:torchvision:shufflenet_v2_x0_5?macs=0.5", "torchvision:DEFAULT") == stamp
 
 
-DATA: Any = SimpleNamespace(class_names=("a", "b", "c"), input_size=(3, 32, 32))
+DATA: Any = SimpleNamespace(class_names=("a", "b", "c"), outputs=3, input_size=(3, 32, 32), answer_shape=(3,))
 
 
 def test_a_network_starts_from_named_weights(cache: Path) -> None:
