@@ -68,7 +68,7 @@ class SuperResolution(Dense):
     @classmethod
     def postprocess(cls, output: np.ndarray) -> np.ndarray:
         """Clipped to 0..1 and rounded to 8 bits; not-a-number is black."""
-        return to_uint8(np.nan_to_num(output.astype(np.float64)) * 255)
+        return to_uint8(np.nan_to_num(output) * np.float64(255))
 
     @classmethod
     def baseline(cls, image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
