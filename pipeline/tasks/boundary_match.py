@@ -65,7 +65,17 @@ def largest_matching(rows: np.ndarray, columns: np.ndarray, drawing: np.ndarray,
     # The latest search that saw a drawn pixel. A search that fails closes what it saw: no later path leads out of it.
     seen = [-1] * len(owner)
     for start in range(len(rows)):
-        queue, came_from, end = [start], {}, -1
+        beside = near[first[start] : first[start + 1]]
+        for end in beside:
+            if owner[end] < 0:  # most pixels: one beside it is free
+                break
+        else:
+            end = -1
+        if end >= 0 or not beside:
+            if beside:
+                owner[end], partner[start], matched[start] = start, end, True
+            continue
+        queue, came_from = [start], {}
         for place in queue:
             for pixel in near[first[place] : first[place + 1]]:
                 if seen[pixel] >= start:

@@ -3,103 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fault_runs import NAME, STAGES, Server, Tally, kill, lasting, one_line, serving
+from fault_kills import kills
+from fault_runs import NAME, STAGES, Bench, Tally, one_line, serving
 
 from pipeline.bundle.verify_run import verify_run
 from pipeline.errors import UserError
-
-KILLS_A_RUN = 25
-
-
-@dataclass
-class Bench:
-    """Where cases run, the facts of a run that met no fault, and the source of chance."""
-
-    folder: Path
-    server: Server
-    whole: dict[str, Any]
-    random: random.Random
-    cases: int | None
-    so_far: Callable[[Tally], None] = lambda tally: None  # a long fault is written down as it goes
-
-    def many(self, usual: int) -> int:
-        return self.cases or usual
-
-    def same(self, store: Path) -> str:
-        """What differs from the run that met no fault; empty when nothing does."""
-        try:
-            found = lasting(store)
-        except (AssertionError, OSError, ValueError) as error:
-            return f"{type(error).__name__}: {error}"
-        odd = [key for key in self.whole.keys() | found.keys() if self.whole.get(key) != found.get(key)]
-        return f"{len(odd)} facts differ, such as {sorted(odd)[0]}" if odd else ""
-
-
-def kills(bench: Bench) -> Tally:
-    """kill -9 again and again in one store, half by time and half before a chosen change of the disk, to the end."""
-    tally = Tally("kill", "kill -9 at a random moment or before a random change of the disk; resumed, same results")
-    wanted, number = bench.many(500), 0
-    while tally.tried < wanted:
-        store = bench.folder / f"kill{number}"
-        number += 1
-        where: list[str] = []
-        trouble = ""
-        for _ in range(10 * KILLS_A_RUN):
-            done = {path.name.rpartition("-")[0] for path in (store / NAME).glob("*-*/") if not path.suffix}
-            left = [name for name in STAGES if name not in done] or STAGES[-1:]
-            stage = bench.random.choice(left[:3])  # what is counted goes on into the stages after it
-            if len(where) >= KILLS_A_RUN or tally.tried + len(where) >= wanted:
-                break
-            code, said, at = killed(bench, store, stage)
-            if code == -9:
-                where.append(at)
-            elif code:
-                trouble = f"exit {code}: {said[-1] if said else ''}"
-                break
-            else:
-                break
-        code, said = (0, [""]) if trouble else bench.server.run(store)
-        trouble = trouble or (f"exit {code}: {said[-1]}" if code else bench.same(store))
-        for place, at in enumerate(where):
-            tally.case(at, trouble if place == len(where) - 1 else "")
-        if trouble and not where:
-            tally.case("before", trouble)
-        shutil.rmtree(store, ignore_errors=True)
-        bench.so_far(tally)
-    return tally
-
-
-def killed(bench: Bench, store: Path, stage: str) -> tuple[int, list[str], str]:
-    """One run that dies: before a change of the disk in `stage`, or some time after a line was said."""
-    stages = [STAGES[0]]
-    timer: list[threading.Timer] = []
-    after = bench.random.randint(0, 6)
-    options = {} if bench.random.random() < 0.4 else {"die": [stage, bench.random.randint(1, 24)]}
-    pid = bench.server.start("run", "tiny.toml", "--out", str(store), "--json", **options)
-
-    def on_line(line: str) -> None:
-        name, _, rest = line.partition(": ")
-        if rest.startswith("building"):
-            stages.append(name)
-        if not options and not timer and "fresh" not in rest and (len(stages) - 1) * 2 >= after % 3 + 1:
-            timer.append(threading.Timer(bench.random.expovariate(4.0), kill, [pid]))
-            timer[0].start()
-
-    code, said = bench.server.wait(on_line)
-    for one in timer:
-        one.cancel()
-        one.join()
-    return code, said, stages[-1]
 
 
 @contextlib.contextmanager

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import manifest
+from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny"
@@ -39,6 +42,7 @@ def build(num_classes: int, in_channels: int, width: int = 6) -> nn.Module:
 STAGES = ("data", "teacher", "teacher-check", "table", "distill", "control", "export", "quantize", "evaluate")
 STAGES += ("profile", "gate")
 TIMED = ("profile", "gate")  # their files hold times
+LEFT = (".partial", ".broken")  # of an interrupted run; none of a finished one
 
 
 def prepare(folder: Path) -> None:
@@ -91,6 +95,37 @@ class Server:
         return self.wait()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A run that met no fault: what must last, the seconds of each stage and how often it changed the disk."""
+
+    facts: dict[str, Any]
+    seconds: dict[str, float]
+    changes: dict[str, int]
+
+
+def whole(server: Server, store: Path) -> Whole:
+    """Run to the end in `store`. Raises RuntimeError when that fails."""
+    began: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    changes: dict[str, int] = {}
+
+    def on_line(line: str) -> None:
+        stage, _, rest = line.partition(": ")
+        if rest.startswith("building"):
+            began[stage] = time.monotonic()
+        elif rest.startswith("done"):
+            seconds[stage] = time.monotonic() - began[stage]
+        elif rest.startswith("changed "):
+            changes[stage] = int(rest.split()[1])
+
+    server.start("run", f"{NAME}.toml", "--out", str(store), "--json", die=["no stage", 0])
+    code, said = server.wait(on_line)
+    if code or tuple(seconds) != STAGES:
+        raise RuntimeError(f"the run without a fault ended with {code}: {said[-1]}")
+    return Whole(facts=lasting(store), seconds=seconds, changes=changes)
+
+
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
@@ -114,31 +149,40 @@ def kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def finished(store: Path) -> dict[str, str]:
+    """Folder with a final name -> digest. Raises when one of them is not whole."""
+    digests = {}
+    for path in sorted((store / NAME).glob("*-*/")):
+        if path.suffix not in LEFT:
+            record = manifest.read(path)
+            manifest.verify(path, record["fingerprint"])
+            digests[path.name] = record["digest"]
+    return digests
+
+
 def lasting(store: Path) -> dict[str, Any]:
     """All of a finished store that no fault may change: artifact hashes, outcomes, figures; times left out.
 
     Raises when a folder with a final name is not whole, or when something half-written was left.
     """
-    facts: dict[str, Any] = {}
     folder = store / NAME
-    for path in sorted(folder.glob("*-*/")):
-        if path.suffix in (".partial", ".broken"):
-            raise AssertionError(f"{path.name} was left")
-        record = manifest.read(path)
-        manifest.verify(path, record["fingerprint"])
-        if record["stage"] not in TIMED:
-            facts[path.name] = record["digest"]
+    left = [path for path in folder.rglob("*") if "tmp" in path.name or path.suffix in LEFT]
+    if left:
+        raise AssertionError(f"{left[0].name} was left")
+    facts: dict[str, Any] = {
+        name: digest for name, digest in finished(store).items() if name.rpartition("-")[0] not in TIMED
+    }
     report = json.loads((folder / "report.json").read_text())
     keys = ("sha256", "path", "accuracy", "agreement", "parity", "params", "macs", "size_bytes")
     facts |= {row["name"]: {key: row[key] for key in keys} for row in report["subjects"]}
     facts["outcomes"] = [row["stored"]["outcomes"] for row in report["subjects"]]
     facts["pairs"] = [row for row in report["comparisons"] if row["kind"] == "accuracy"]
-    facts |= {key: report[key] for key in ("data", "verdict")}
+    facts |= {key: report[key] for key in ("data", "recipe", "distillation", "verdict")}
     (released,) = (folder / "release").iterdir()
     facts["released"] = manifest.sha256_file(released)
-    left = [path.name for path in folder.rglob("*") if "tmp" in path.name]
-    if left:
-        raise AssertionError(f"{left[0]} was left")
+    chosen = next(row for row in report["subjects"] if row["name"] == report["selection"]["chosen"])
+    if facts["released"] != chosen["sha256"]:
+        raise AssertionError("another file than the chosen one was released")
     return facts
 
 
@@ -150,6 +194,41 @@ def one_line(said: list[str]) -> str:
     if len(errors) != 1:
         return f"{len(errors)} error lines"
     return "a fault of edgestill" if "a fault of edgestill" in errors[0] else ""
+
+
+@dataclass
+class Bench:
+    """Where cases run, the facts of a run that met no fault, and the source of chance."""
+
+    folder: Path
+    server: Server
+    whole: Whole
+    random: random.Random
+    cases: int | None
+    so_far: Callable[[Tally], None] = lambda tally: None  # a long fault is written down as it goes
+
+    def many(self, usual: int) -> int:
+        return self.cases or usual
+
+    def same(self, store: Path) -> str:
+        """What differs from the run that met no fault; empty when nothing does."""
+        try:
+            found = lasting(store)
+        except (AssertionError, OSError, ValueError, UserError) as error:
+            return f"{type(error).__name__}: {error}"
+        facts = self.whole.facts
+        odd = [key for key in facts.keys() | found.keys() if facts.get(key) != found.get(key)]
+        return f"{len(odd)} facts differ, such as {sorted(odd)[0]}" if odd else ""
+
+    def sound(self, store: Path) -> str:
+        """What is wrong in an unfinished store; empty when each folder with a final name is whole and as expected."""
+        try:
+            for folder, digest in finished(store).items():
+                if self.whole.facts.get(folder, digest) != digest:
+                    return f"{folder} has other bytes"
+        except (OSError, ValueError, UserError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
 
 
 class Tally:

@@ -1,15 +1,17 @@
 """A process that has paid for the heavy imports and forks a run of the command line for every line that it reads.
 
-{"arguments": [...], "die": [stage, operation], "memory_mb": N, "clock_days": D}: `die` kills the child before the
-operation-th change that it makes to the disk (or checkpoint, where the file is state.pt) after the stage began;
-`memory_mb` limits its address space to what it has and so much more; `clock_days` moves the wall clock at every look.
-Answers "pid N", what the child says, and "exit CODE".
+{"arguments": [...], "die": [stage, change], "cold": true, "memory_mb": N, "largest_bytes": N, "clock_days": D}: `die`
+kills the child before the change-th change that it makes to the disk after the stage began, and says "STAGE: changed N"
+of every stage in the end; `cold` measures memory in fresh processes as a user's run does; `memory_mb` limits the
+address space to what it has and so much more; `largest_bytes` the size of a file; `clock_days` moves the wall clock at
+every look. Answers "pid N", what the child says, and "exit CODE".
 """
 
 import contextlib
 import datetime
 import functools
 import json
+import math
 import os
 import resource
 import signal
@@ -36,36 +38,38 @@ from pipeline.stages import profile
 CHANGES = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"})
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-train_state.AT_LEAST_S, train_state.SHARE_OF_TIME = 0.0, 0.5  # a checkpoint after nearly every step
-# Fresh processes that measure memory write nothing and cost ten seconds a run; tests/test_chain_kill.py has them.
+train_state.AT_LEAST_S, train_state.SHARE_OF_TIME = 0.0, math.inf  # a checkpoint after every step
+# Fresh processes that measure memory write nothing and cost ten seconds a run; a command may ask for them.
+COLD = profile.cold
 profile.cold = lambda *_: {"peak_memory_bytes": None, "first_ms": None, "missing": {"peak_memory_bytes": "left out"}}
-
 
 # The exporter reads the source of every operator that it knows at each export, which is most of a tiny run's time.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
-def die_before(stage: str, operation: int) -> None:
-    """Count what changes the disk since `stage` began; the `operation`-th is never made."""
-    left = operation
+CHANGED: dict[str, int] = {}  # stage -> changes of the disk since it began
+
+
+def die_before(stage: str, change: int) -> None:
+    """Count what each stage changes on the disk; the `change`-th since `stage` began is never made."""
     work = store.Store._work
+    left: list[int] = []  # one number, once the stage has begun
 
     def counting(self, one, *arguments, **named):
-        if one.name == stage:
-            counting.on = True
+        CHANGED[one.name] = 0
+        left.extend([change] if one.name == stage else [])
         return work(self, one, *arguments, **named)
 
-    counting.on = False
-
     def hook(event: str, arguments: tuple) -> None:
-        nonlocal left
-        if not counting.on or event not in CHANGES:
+        if not CHANGED or event not in CHANGES:
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
             return
-        left -= 1
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        CHANGED[next(reversed(CHANGED))] += 1
+        if left:
+            left[0] -= 1
+            if left[0] <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     store.Store._work = counting
     sys.addaudithook(hook)
@@ -91,6 +95,8 @@ def move_clock(days: float) -> None:
 def child(command: dict) -> int:
     if command.get("die"):
         die_before(*command["die"])
+    if command.get("cold"):
+        profile.cold = COLD
     if command.get("clock_days"):
         move_clock(command["clock_days"])
     if command.get("memory_mb"):
@@ -104,6 +110,9 @@ def child(command: dict) -> int:
         main(command["arguments"])
     except SystemExit as end:
         return int(end.code or 0)
+    finally:
+        for stage, changes in CHANGED.items():
+            print(f"{stage}: changed {changes}", file=sys.stderr)
     return 99
 
 

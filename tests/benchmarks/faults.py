@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fault_cases import CASES, Bench
-from fault_runs import lasting, prepare, serving
+from fault_cases import CASES
+from fault_runs import Bench, prepare, serving, whole
 
 from pipeline.environment import collect
 
@@ -49,13 +49,10 @@ def main() -> None:
         folder = Path(name)
         prepare(folder)
         with serving(folder) as server:
-            code, said = server.run(folder / "whole")
-            if code:
-                sys.exit(f"the run without a fault ended with {code}: {said[-1]}")
             bench = Bench(
                 folder=folder,
                 server=server,
-                whole=lasting(folder / "whole"),
+                whole=whole(server, folder / "whole"),
                 random=random.Random(given.seed),
                 cases=given.cases,
                 so_far=lambda tally: write([*rows, tally.row()]),
