@@ -27,20 +27,18 @@ def evaluate(
     indices: np.ndarray,
     task: Any,
     *,
-    on_chunk: Callable[[int, int], None] | None = None,
+    on_chunk: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Outcomes of every subject on the same samples: images are decoded once and shown to all of them.
 
-    `on_chunk(done, total)` is called as it goes. Memory is bounded by one chunk of images and the outcomes.
+    `on_chunk(n)` is called after every n images. Memory is bounded by one chunk of images and the outcomes.
     """
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in subjects}
-    done = 0
     for inputs, targets in task.samples(images, indices):
         for name, subject in subjects.items():
             parts[name].append(task.outcomes(task.answer(subject, inputs), targets))
-        done += len(inputs)
         if on_chunk:
-            on_chunk(done, len(indices))
+            on_chunk(len(inputs))
     return {
         name: {key: np.concatenate([part[key] for part in rows]) for key in rows[0]} for name, rows in parts.items()
     }

@@ -1,4 +1,4 @@
-"""What a person sees while training: a live bar on a terminal, one line an epoch elsewhere."""
+"""What a person sees while something takes long: a live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 REFRESH_S = 0.2  # reading a loss from a GPU waits for it
+LINE_S = 30.0
 DROWNED = 0.01  # share of the gradient below which a term is as good as left out
 
 
@@ -51,6 +52,35 @@ class LiveBar:
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
+
+
+class CountDisplay(LiveBar):
+    """Work that is counted in images: images per second and time left, on a live bar or in a line every 30 s."""
+
+    def __init__(self, label: str, *, total: int, done: int, say: Callable[[str], None], quiet: bool = False) -> None:
+        """`total` images for this process, `done` of them done already. quiet: another process shows it."""
+        self.label, self.total, self.first, self.done, self.say = label, total, done, done, say
+        self.begin = self.shown = time.monotonic()
+        self.quiet = quiet
+        if done and done < total and not quiet:
+            say(f"{label}: resumed at {done / total:.0%}")
+        super().__init__(label, total=total, done=done, quiet=quiet)
+
+    def step(self, images: int) -> None:
+        """After each batch; cheap."""
+        self.done += images
+        now = time.monotonic()
+        if now - self.shown < (REFRESH_S if self.bar else LINE_S):
+            return
+        self.shown = now
+        rate = (self.done - self.first) / max(1e-9, now - self.begin)
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, note=pace(rate))
+            return
+        if self.quiet:
+            return
+        left = clock((self.total - self.done) / rate)
+        self.say(f"{self.label}: {self.done / self.total:.0%}  {pace(rate)}  {left} left")
 
 
 class TrainingDisplay(LiveBar):
@@ -114,6 +144,11 @@ class TrainingDisplay(LiveBar):
             self.bar.console.print(text, highlight=False, markup=False)
         else:
             self.say(text)
+
+
+def pace(rate: float) -> str:
+    """`1,250 images/s`, and below ten `0.7 images/s`."""
+    return f"{rate:,.0f} images/s" if rate >= 9.95 else f"{rate:.1f} images/s"
 
 
 def scored(value: Any, unit: str) -> str:

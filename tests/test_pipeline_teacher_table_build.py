@@ -190,15 +190,14 @@ def test_the_largest_float16_is_stored(tmp_path):
 
 def test_progress_is_said_with_images_per_second_and_time_left(tmp_path, monkeypatch):
     from pipeline import progress
-    from pipeline.teacher_table import display
 
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(progress, "interactive", lambda: False)
     said = []
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path, key(REPLAY), slices=EPOCHS, teacher=Pixels(stop_after=9), say=said.append)
-    assert said[:2] == ["table: 16%  1 images/s  2:36 left", "table: 31%  1 images/s  2:15 left"]
+    assert said[:2] == ["table: 16%  0.7 images/s  2:36 left", "table: 31%  0.7 images/s  2:15 left"]
     said.clear()
     filled(tmp_path, key(REPLAY), slices=EPOCHS, say=said.append)
     assert said[0] == "table: resumed at 40%"
@@ -207,9 +206,8 @@ def test_progress_is_said_with_images_per_second_and_time_left(tmp_path, monkeyp
 
 def test_only_the_first_of_several_ranks_says_anything(tmp_path, monkeypatch):
     from pipeline import progress
-    from pipeline.teacher_table import display
 
-    monkeypatch.setattr(display, "LINE_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
     monkeypatch.setattr(progress, "interactive", lambda: True)
     said = []
     with pytest.raises(KeyboardInterrupt):

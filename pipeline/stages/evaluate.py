@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.atomic import write_bytes, write_json
 from pipeline.evaluate import evaluate
+from pipeline.progress import CountDisplay
 from pipeline.recipe import Recipe
 from pipeline.stage import Context, Stage
 from pipeline.stages import distill, export, quantize, teacher
@@ -89,7 +90,8 @@ def run(recipe: Recipe, repeats: tuple[str, ...], context: Context) -> None:
             ("test", data.source.test, data.test),
         ):
             context.say(f"evaluate: {len(subjects)} subjects on {len(indices):,} {split} images")
-            outcomes[split] = evaluate(runners, images, indices, task)
+            with CountDisplay(f"evaluate: {split}", total=len(indices), done=0, say=context.say) as display:
+                outcomes[split] = evaluate(runners, images, indices, task, on_chunk=display.step)
         for rows in outcomes["test"].values():
             rows.update({f"slice_{key}": column.codes[data.test] for key, column in data.source.slices.items()})
         shown = {subject.name: runners[subject.name] for subject in pictured(subjects)}

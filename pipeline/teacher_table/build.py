@@ -15,7 +15,7 @@ from pipeline.data.source import Images
 from pipeline.data.view import View
 from pipeline.distillers.teacher import TeacherOutputs
 from pipeline.errors import UserError
-from pipeline.teacher_table.display import BuildDisplay
+from pipeline.progress import CountDisplay
 from pipeline.teacher_table.key import Key
 from pipeline.teacher_table.slices import slice_views
 from pipeline.teacher_table.storage import (
@@ -82,7 +82,7 @@ def build(
     check_space(folder, layout, free_bytes(folder))
     barrier()
     mine = [ShardWriter(folder, layout, shard) for shard in range(rank, layout.shards, world)]
-    display = BuildDisplay(
+    display = CountDisplay(
         label,
         total=sum(writer.total for writer in mine),
         done=sum(writer.rows for writer in mine),
@@ -111,7 +111,7 @@ def _fill(
     batch_size: int,
     workers: int,
     device: torch.device | None,
-    display: BuildDisplay,
+    display: CountDisplay,
 ) -> None:
     saved = time.monotonic()
     begun, start = divmod(writer.rows, layout.samples)
