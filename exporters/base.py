@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -79,6 +80,37 @@ class Runner(Protocol):
     def prepare(self, feeds: Feeds) -> Callable[[], object]: ...
 
     def synchronize(self) -> None: ...
+
+
+class FileRunner:
+    """What every runtime of files holds before it is entered. `shapes` fills open sizes of the file at `path`;
+    `precision` is only reported, and without it the file is asked. Raises `ExportError` for another kind of device."""
+
+    name = ""
+    home = "cpu"  # the kind of device that it runs on: "cpu" or "cuda"
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        threads: int,
+        device: str | None = None,
+        shapes: Shapes | None = None,
+        precision: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.threads = threads
+        self.device = device or {"cpu": "cpu", "cuda": "cuda:0"}[self.home]
+        self.inputs: tuple[IOSpec, ...] = ()
+        self.outputs: tuple[IOSpec, ...] = ()
+        self.versions: dict[str, str] = {}
+        self._shapes = shapes
+        self._precision = precision
+        kind, colon, index = self.device.partition(":")
+        if kind != self.home or (colon and not index.isdecimal()):
+            place = {"cpu": "the cpu", "cuda": "cuda:N"}[self.home]
+            raise ExportError(f"{self.path}: {self.name} runs on {place}; got device {self.device!r}")
+        self._index = int(index or 0)
 
 
 def missing_package(package: str, extra: str) -> str | None:

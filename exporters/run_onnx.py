@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from exporters.artifact import ExportError, IOSpec, parse_metadata
-from exporters.base import Feeds, LayerSamples, Shapes, check_feeds, fix_shapes
+from exporters.base import Feeds, FileRunner, LayerSamples, check_feeds, fix_shapes
 from exporters.onnx_file import first_line, graph_precision, load_graph
 from exporters.onnx_providers import CPU, assigned
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(FileRunner):
     """Runs the ONNX file at `path` on the CPU with `threads` threads.
 
     `shapes` fills open sizes. `precision` is only reported; by default it is read from the file's metadata or graph.
@@ -26,30 +26,8 @@ class OnnxRuntimeRunner:
 
     name = "onnxruntime"
     provider = CPU
-    kind = "cpu"
-
-    def __init__(
-        self,
-        path: Path | str,
-        *,
-        threads: int,
-        device: str = "cpu",
-        shapes: Shapes | None = None,
-        precision: str | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.threads = threads
-        self.device = device
-        self.inputs: tuple[IOSpec, ...] = ()
-        self.outputs: tuple[IOSpec, ...] = ()
-        self.versions: dict[str, str] = {}
-        self._shapes = shapes
-        self._precision = precision
-        self._session: Any = None
-        self._reopen: Callable[[str], Any] | None = None
-        if device.partition(":")[0] != self.kind:
-            place = "the cpu" if self.kind == "cpu" else "cuda:N"
-            raise ExportError(f"{self.path}: {self.name} runs on {place}; got device {device!r}")
+    _session: Any = None
+    _reopen: Callable[[str], Any] | None = None
 
     @property
     def precision(self) -> str:
@@ -120,13 +98,12 @@ class OnnxRuntimeRunner:
 
         check_feeds(feeds, self.inputs, where=str(self.path))
         session = self._opened()
-        kind, _, index = self.device.partition(":")
         binding = session.io_binding()
         for name, array in feeds.items():
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), kind, int(index or 0))
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.home, self._index)
             binding.bind_ortvalue_input(name, value)
         for spec in self.outputs:
-            binding.bind_output(spec.name, kind, int(index or 0))
+            binding.bind_output(spec.name, self.home, self._index)
         return functools.partial(session.run_with_iobinding, binding)
 
     def synchronize(self) -> None:

@@ -22,7 +22,7 @@ class OnnxRuntimeCudaRunner(OnnxRuntimeRunner):
 
     name = "onnxruntime-cuda"
     provider = CUDA
-    kind = "cuda"
+    home = "cuda"
 
     def __enter__(self) -> OnnxRuntimeCudaRunner:
         super().__enter__()
@@ -38,10 +38,7 @@ class OnnxRuntimeCudaRunner(OnnxRuntimeRunner):
         self.versions["ran_on"] = check_ran(self.nodes_by_provider(zeros), self.provider, where=str(self.path))
 
     def _providers(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(CUDA, {"device_id": self._index(), "use_tf32": "0"})]
-
-    def _index(self) -> str:
-        return self.device.partition(":")[2] or "0"
+        return [(CUDA, {"device_id": str(self._index), "use_tf32": "0"})]
 
 
 class OnnxRuntimeTensorRtRunner(OnnxRuntimeCudaRunner):
@@ -56,7 +53,7 @@ class OnnxRuntimeTensorRtRunner(OnnxRuntimeCudaRunner):
     def _providers(self) -> list[tuple[str, dict[str, Any]]]:
         precision = self.precision
         options = {
-            "device_id": self._index(),
+            "device_id": str(self._index),
             "trt_fp16_enable": str(precision in ("fp16", "int8")),
             "trt_int8_enable": str(precision == "int8"),
         }

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporters.artifact import ExportError, IOSpec, read_metadata
-from exporters.base import Feeds, LayerSamples, Shapes, check_feeds, fix_shapes
+from exporters.base import Feeds, FileRunner, LayerSamples, check_feeds, fix_shapes
 from exporters.onnx_file import first_line, graph_precision, load_graph
 from exporters.openvino_ir import SUFFIX, check_weights
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(FileRunner):
     """Runs the ONNX (or OpenVINO IR) file at `path` with `threads` threads, one stream, for latency.
 
     Floating-point arithmetic is fp32, also for fp16 files and for what int8 files leave in float: on CPUs with AMX
@@ -23,28 +22,8 @@ class OpenVinoRunner:
     """
 
     name = "openvino"
-
-    def __init__(
-        self,
-        path: Path | str,
-        *,
-        threads: int,
-        device: str = "cpu",
-        shapes: Shapes | None = None,
-        precision: str | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.threads = threads
-        self.device = device
-        self.inputs: tuple[IOSpec, ...] = ()
-        self.outputs: tuple[IOSpec, ...] = ()
-        self.versions: dict[str, str] = {}
-        self._shapes = shapes
-        self._precision = precision
-        self._request: Any = None
-        self._compile: Callable[[bool], Any] | None = None
-        if device != "cpu":
-            raise ExportError(f"{self.path}: openvino runs on the cpu here; got device {device!r}")
+    _request: Any = None
+    _compile: Callable[[bool], Any] | None = None
 
     @property
     def precision(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from exporters.artifact import ExportError, IOSpec, file_sha256, read_metadata
-from exporters.base import Feeds, LayerSamples, Shapes, check_feeds, fix_shapes
+from exporters.base import Feeds, FileRunner, LayerSamples, check_feeds, fix_shapes
 from exporters.cuda_driver import Cuda, CudaError, capability, driver_build
 from exporters.onnx_file import graph_precision, load_graph
 from exporters.tensorrt_api import Edition, edition_of, logger_of, said
@@ -36,7 +36,7 @@ class Memory:
         return self.activations_bytes + (self.weights_bytes or 0) + self.tensors_bytes
 
 
-class TensorRtRunner:
+class TensorRtRunner(FileRunner):
     """Runs the engine (or, built on the spot, the ONNX file) at `path` on one GPU, "cuda:0", with one stream.
 
     `threads` is only reported: the GPU does the work. `versions["cuda_graph"]` says whether a prepared inference was
@@ -44,34 +44,16 @@ class TensorRtRunner:
     """
 
     name = "tensorrt"
+    home = "cuda"
+    _cuda: Cuda | None = None
+    _engine: Any = None
+    _context: Any = None
+    _runtime: Any = None
+    _tensors_bytes = 0
 
-    def __init__(
-        self,
-        path: Path | str,
-        *,
-        threads: int,
-        device: str = "cuda:0",
-        shapes: Shapes | None = None,
-        precision: str | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.threads = threads
-        self.device = device
-        self.inputs: tuple[IOSpec, ...] = ()
-        self.outputs: tuple[IOSpec, ...] = ()
-        self.versions: dict[str, str] = {}
-        self._shapes = shapes
-        self._precision = precision
-        self._cuda: Cuda | None = None
-        self._engine: Any = None
-        self._context: Any = None
-        self._runtime: Any = None
+    def __init__(self, path: Path | str, **options: Any) -> None:
+        super().__init__(path, **options)
         self._held: dict[str, int] = {}
-        self._tensors_bytes = 0
-        kind, _, index = device.partition(":")
-        self._index = int(index) if index.isdecimal() else 0
-        if kind != "cuda" or (index and not index.isdecimal()):
-            raise ExportError(f"{self.path}: {self.name} runs on cuda:N; got device {device!r}")
 
     @property
     def precision(self) -> str:

@@ -174,7 +174,7 @@ def test_openvino_is_told_to_stay_in_fp32_and_sends_nothing():
 def test_devices_that_are_not_there_are_refused():
     with pytest.raises(ExportError, match=r"onnxruntime runs on the cpu; got device 'npu'$"):
         open_runner("onnxruntime", file("fp32"), threads=1, device="npu")
-    with pytest.raises(ExportError, match=r"openvino runs on the cpu here; got device 'cuda:0'$"):
+    with pytest.raises(ExportError, match=r"openvino runs on the cpu; got device 'cuda:0'$"):
         open_runner("openvino", file("fp32"), threads=1, device="cuda:0")
     with pytest.raises(ExportError, match=r"onnxruntime runs on the cpu; got device 'cuda:0'$"):
         open_runner("onnxruntime", file("fp32"), threads=1, device="cuda:0")
