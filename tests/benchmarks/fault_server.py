@@ -93,6 +93,7 @@ def move_clock(days: float) -> None:
 
 
 def child(command: dict) -> int:
+    sys.argv = ["edgestill", *command["arguments"]]
     if command.get("die"):
         die_before(*command["die"])
     if command.get("cold"):
