@@ -183,7 +183,7 @@ def test_predict_names_unreadable_images_and_labels_the_others(tmp_path: Path) -
             ["foreign.onnx", "images"],
             "foreign.onnx: no edgestill.mean, edgestill.std, edgestill.input_size, edgestill.",
         ),
-        (["m.onnx", "images", "--runtime", "tflite"], "unknown runtime 'tflite'; known: onnxruntime, onnxruntime-cuda, "),
+        (["m.onnx", "images", "--runtime", "tflite"], "unknown runtime 'tflite'; known: onnxruntime, "),
     ],
 )
 def test_what_cannot_be_predicted_is_said(
