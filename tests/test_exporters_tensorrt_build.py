@@ -76,11 +76,24 @@ def samples(shape):
     return [np.random.default_rng(seed).normal(size=shape).astype(np.float32) for seed in range(2)]
 
 
+def settle(module, shape):
+    """Statistics of the data in every BatchNorm: without, activations of untrained networks vanish, down to scales that
+    fp16 cannot hold, and such layers are rightly left in fp16."""
+    for layer in module.train().modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # the mean over all passes, whatever it began with
+    with torch.no_grad():
+        for _ in range(2):
+            module(torch.randn(shape))
+    module.eval()
+
+
 def build_all(name, shape, folder, classes=10):
     from pipeline.models import build
 
     torch.manual_seed(0)
-    module = build(name, num_classes=classes, in_channels=shape[1]).eval()
+    module = build(name, num_classes=classes, in_channels=shape[1])
+    settle(module, (4, *shape[1:]))
     plain = export_onnx(
         module, folder / "fp32.onnx", input_shape=shape, opset=20, dynamic_batch=False, metadata={}
     ).path
