@@ -13,13 +13,13 @@ from cli_runner import CLASSES, brightness_net
 from sample_report import sample_report
 
 from pipeline.bundle.archive import write_archive
+from pipeline.bundle.arrays import array_bytes
 from pipeline.bundle.contents import (
     MANIFEST,
     OUTCOMES,
     PREPROCESSING,
     REPORT,
     RULES,
-    array_bytes,
     images_file,
     labels_file,
     outcomes_file,

@@ -85,6 +85,13 @@ def test_the_report_shows_the_metric_and_pictures(run: tuple[Path, dict[str, Any
     assert page.count("data:image/png;base64,") == sum(2 + 2 * len(p["answers"]) for p in report["pictures"])
 
 
+def test_verify_judges_it_again(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, report = run
+    found = cli("verify", folder, "--json")
+    assert found.code == 0 and found.json["whole"] and found.json["verdict"] == "released", found.json["changes"]
+    assert found.json["samples"] == 3 * len(report["subjects"]) - 2  # the control's speed is not measured
+
+
 def test_a_second_run_is_fresh(run: tuple[Path, dict[str, Any]]) -> None:
     folder, report = run
     said: list[str] = []

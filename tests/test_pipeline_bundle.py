@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bundle.archive import read_archive, write_archive
-from pipeline.bundle.contents import MANIFEST, array_bytes, array_size, read_array, read_manifest, unpacked
+from pipeline.bundle.arrays import array_bytes, array_size, read_array
+from pipeline.bundle.contents import MANIFEST, read_manifest, unpacked
 from pipeline.bundle.pack import hash_of
 from pipeline.bundle.verify import Change, verify_bundle
 from pipeline.errors import UserError

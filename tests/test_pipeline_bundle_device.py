@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bundle_parts import RULES_OF_IT, SIZES, host_report, manifest_of, parts, small_bundle
+from cli_runner import cli
 from onnx import TensorProto, load_from_string
 
-from pipeline.bundle.contents import MANIFEST, array_bytes, hashed, read_manifest, unpacked
+from pipeline.bundle.arrays import array_bytes
+from pipeline.bundle.contents import MANIFEST, hashed, read_manifest, unpacked
 from pipeline.bundle.device import RECORDED, measure
 from pipeline.bundle.join import join, joined, judged_again
 from pipeline.errors import UserError
@@ -57,6 +60,86 @@ def test_a_record_is_a_report_bound_to_the_bytes_that_ran(record: Path, bundle: 
     speed = {"metric": "speedup_p50", "against": "teacher", "min": 0.01}
     assert judge(report, [speed]).verdict == "released"
     assert str(Path.home()) not in (record / "report.json").read_text()
+
+
+def answers(record: Path) -> None:
+    path = record / "evaluate/outcomes-onnx-fp32@onnxruntime.npz"
+    path.write_bytes((record / "evaluate/outcomes-teacher@onnxruntime.npz").read_bytes() + b" ")
+
+
+def quicker(record: Path) -> None:
+    path = record / "profile/latency-device-onnx-fp32@onnxruntime.npy"
+    timings = np.load(path)
+    timings[0] //= 2
+    np.save(path, timings)
+
+
+def better(record: Path) -> None:
+    text = (record / "report.json").read_text()
+    found = json.loads(text)
+    found["subjects"][-1]["accuracy"]["value"] = 0.5
+    (record / "report.json").write_text(json.dumps(found))
+
+
+def released(record: Path) -> None:
+    found = json.loads((record / "report.json").read_text())
+    found["recipe"]["gate"] = [{"metric": "size_bytes", "max": 10}]
+    (record / "report.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (answers, "error: evaluate/outcomes-onnx-fp32@onnxruntime.npz: sha256: expected "),
+        (quicker, "error: profile/latency-device-onnx-fp32@onnxruntime.npy: sha256: expected "),
+        (better, "error: report.json: onnx-fp32@onnxruntime: accuracy: value: recorded 0.5, its samples give 1"),
+        (released, "error: report.json: the verdict: recorded released, its samples say refused"),
+    ],
+)
+def test_the_record_of_a_device_is_judged_again(record: Path, tmp_path: Path, spoil: Any, line: str) -> None:
+    copied = shutil.copytree(record, tmp_path / "copied")
+    done = cli("verify", copied)
+    assert done.code == 0 and "judged again from 6 files of samples: RELEASED  " in done.out, done.err
+    spoil(copied)
+    done = cli("verify", copied)
+    assert done.code == 1 and any(said.startswith(line) for said in done.err.splitlines()), done.err
+
+
+def test_a_slice_is_judged_from_the_columns_of_the_bundle(tmp_path: Path) -> None:
+    codes = (np.arange(SIZES["test"]) % 4 - 1).astype(np.int32)  # every fourth image has no value
+    rule = {"metric": "accuracy", "min": 0.5, "slice": "light=night"}
+    report = host_report()
+    report["data"]["slices"] = {"light": ["day", "dusk", "night"]}
+    changes = {"report.json": json.dumps(report).encode(), "gate.json": json.dumps({"gate": [rule]}).encode()}
+    files = FILES | changes | {"slices/0.npy": array_bytes(codes)}
+    path = small_bundle(tmp_path / "x.zip", files, slices=["light"])
+    with unpacked(path) as opened:
+        found = measure(opened, tmp_path / "r", QUICK, command="", memory=False, say=lambda line: None)
+    (gate,) = found["gates"]
+    assert gate["n"] == (codes == 2).sum() == 10 and gate["outcome"] == "pass"
+    assert gate["reason"].endswith("light=night, 10 samples")
+    done = cli("verify", tmp_path / "r", "--json")
+    assert done.code == 0 and done.json["gates"][0]["n"] == 10
+
+
+def test_columns_that_contradict_the_bundle_are_refused(tmp_path: Path) -> None:
+    names = {"light": ["day", "night"]}
+    for known, codes, columns, line in (
+        (names, [0, 2], ["light"], "report.json: data.slices does not name what 'light' has; make the bundle again"),
+        (names, [0, -2], ["light"], "report.json: data.slices does not name what 'light' has; make the bundle again"),
+        ({}, [0, 1], ["light"], "report.json: data.slices does not name what 'light' has; make the bundle again"),
+        (names, [0], ["light"], "manifest.json: slices/0.npy cannot have 132 bytes, but 288; make the bundle again"),
+        (names, [0, 1], ["light"] * 2, "manifest.json: a column of slices is named twice; make the bundle again"),
+        (names, [0, 1], [], "manifest.json: slices/0.npy is not known in its files; make the bundle again"),
+    ):
+        report = host_report()
+        report["data"]["slices"] = known
+        values = np.resize(np.array(codes, np.int32), SIZES["test"] if len(codes) > 1 else 1)
+        files = FILES | {"report.json": json.dumps(report).encode(), "slices/0.npy": array_bytes(values)}
+        path = small_bundle(tmp_path / "x.zip", files, slices=columns)
+        with pytest.raises(UserError) as caught, unpacked(path) as opened:
+            opened.slices()
+        assert str(caught.value) == f"{path}: {line}"
 
 
 def test_without_the_teacher_speed_against_it_is_undecided(tmp_path: Path) -> None:

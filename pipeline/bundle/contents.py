@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.atomic import disk_errors, format_bytes
 from pipeline.bundle.archive import LARGEST_BYTES, MOST_FILES, Entry, pieces, read_archive
+from pipeline.bundle.arrays import array_size, read_array
+from pipeline.data.slices import Column
 from pipeline.errors import UserError
 from pipeline.tasks import TASKS
 
@@ -31,6 +32,7 @@ SIGNATURE = "manifest.json.sig"
 REPORT, RULES, PREPROCESSING = "report.json", "gate.json", "preprocessing.json"
 SPLITS = ("validation", "test")
 REFERENCES = ("teacher", "control", "student")
+MOST_SLICES = 100
 OUTCOMES = {"prediction": "int32", "correct": "bool", "top5": "bool", "confidence": "float32"}
 # A JSON file is read whole; these are far above what a run writes.
 LARGEST_JSON_BYTES = {MANIFEST: 4 << 20, SIGNATURE: 64 << 10, RULES: 1 << 20, PREPROCESSING: 16 << 20}
@@ -79,12 +81,15 @@ class Manifest(_Part):
     references: list[Literal["teacher", "control", "student"]]
     files: dict[str, File]
     evidence: list[str] = Field([], max_length=MOST_FILES, description="raw samples, by the names that REPORT gives")
+    slices: list[str] = Field([], max_length=MOST_SLICES, description="columns of test images, by REPORT's names")
 
     def expected_files(self) -> dict[str, int | None]:
         """Every file that the other entries call for, with its size where that is known."""
         wanted: dict[str, int | None] = dict.fromkeys((REPORT, RULES, PREPROCESSING))
         wanted |= {model.file: None for model in self.models.values()}
         wanted |= {evidence_file(name): None for name in self.evidence}
+        column = array_size("int32", (self.samples["test"].n,))
+        wanted |= dict.fromkeys(map(slice_file, range(len(self.slices))), column)
         for split in SPLITS:
             n = self.samples[split].n
             wanted[images_file(split)] = array_size("uint8", (n, *self.image_shape))
@@ -104,6 +109,11 @@ def labels_file(split: str) -> str:
 
 def outcomes_file(reference: str, split: str, key: str) -> str:
     return f"outcomes/{reference}-{split}-{key}.npy"
+
+
+def slice_file(place: int) -> str:
+    """Of the column at `place` in the manifest's `slices`: the codes of the test samples. Names may hold anything."""
+    return f"slices/{place}.npy"
 
 
 def evidence_file(name: str) -> str:
@@ -147,6 +157,8 @@ def _fault(manifest: Manifest) -> str:
         return "samples of validation and test are needed"
     if len(set(manifest.references)) < len(manifest.references):
         return "a reference is named twice"
+    if len(set(manifest.slices)) < len(manifest.slices):
+        return "a column of slices is named twice"
     for name, model in manifest.models.items():
         if model.file != model_file(name) or (model.role == "teacher") != (name == "teacher"):
             return f"models.{name} is {model.file[:60]!r} in the role {model.role}"
@@ -224,6 +236,21 @@ class Bundle:
             for key, kind in OUTCOMES.items()
         }
 
+    def slices(self) -> dict[str, Column]:
+        """The columns of the test samples. Raises UserError for one whose values the report does not name."""
+        n, known = self.manifest.samples["test"].n, self.report["data"].get("slices")
+        found = {}
+        for place, key in enumerate(self.manifest.slices):
+            codes = np.array(self.array(slice_file(place), "int32", (n,)))
+            names = known.get(key) if isinstance(known, dict) else None
+            told = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            if not told or codes.min() < -1 or codes.max() >= len(names):
+                raise UserError(
+                    f"{self.path}: {REPORT}: data.slices does not name what {key[:60]!r} has; make the bundle again"
+                )
+            found[key] = Column(names=tuple(names), codes=codes)
+        return found
+
     def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         return read_array(self.folder / name, dtype, shape, where=f"{self.path}: {name}")
 
@@ -265,34 +292,3 @@ def _unpack(path: Path, folder: Path) -> Bundle:
         report=report,
         rules=rules["gate"],
     )
-
-
-def array_bytes(array: np.ndarray) -> bytes:
-    """The .npy form of an array, the same bytes with every version of NumPy."""
-    return array_header(array.dtype.name, array.shape) + np.ascontiguousarray(array, _little(array.dtype)).tobytes()
-
-
-def array_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """How the .npy file of such an array begins (format 1.0)."""
-    text = f"{{'descr': '{_little(dtype).str}', 'fortran_order': False, 'shape': {shape!r}, }}"
-    text += " " * (-(10 + len(text) + 1) % 64) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")
-
-
-def array_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of the .npy file of such an array."""
-    return len(array_header(dtype, shape)) + math.prod(shape) * np.dtype(dtype).itemsize
-
-
-def read_array(path: Path, dtype: str, shape: tuple[int, ...], *, where: str) -> np.ndarray:
-    """A read-only view of an .npy file of exactly this type and shape; any other header is refused, not interpreted."""
-    header = array_header(dtype, shape)
-    with path.open("rb") as file:
-        found = file.read(len(header))
-    if found != header or path.stat().st_size != array_size(dtype, shape):
-        raise UserError(f"{where}: is not an array of {dtype}{list(shape)}; make the bundle again")
-    return np.memmap(path, dtype=_little(dtype), mode="r", offset=len(header), shape=shape)
-
-
-def _little(dtype: Any) -> np.dtype:
-    return np.dtype(dtype).newbyteorder("<")

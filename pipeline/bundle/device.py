@@ -32,6 +32,7 @@ from pipeline.stages.data import Prepared
 from pipeline.stages.gate_evidence import add_int8, add_latency
 from pipeline.stages.subjects import TORCH, Judged, open_subject, opened, runs_well, runtimes
 from pipeline.tasks import TASKS
+from pipeline.tasks.groups import LABEL, SLICE
 
 RECORDED = "recorded on the host; torch does not run here"
 FIELDS = ("latency", "throughput_per_s", "peak_memory_bytes", "energy_j")
@@ -104,6 +105,7 @@ def gate_set(bundle: Bundle) -> Prepared:
         train=InMemory(np.asarray(validation), np.array(validation_labels, np.int64)),
         test=InMemory(np.asarray(test), np.array(test_labels, np.int64)),
         fingerprint=bundle.manifest_sha256,
+        slices=bundle.slices(),
     )
     none = np.zeros(0, np.int64)
     return Prepared(
@@ -177,6 +179,7 @@ def judged_on(
         name: {split: bundle.outcomes(name, split) for split in SPLITS} for name in bundle.manifest.references
     }
     outcomes: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    slices = {f"{SLICE}{key}": column.codes for key, column in data.source.slices.items()}
     with opened(subjects, recipe, threads=recipe.profile.threads) as runners:
         for split, images in (("validation", data.source.train), ("test", data.source.test)):
             say(f"evaluate: {len(subjects)} subjects on {len(images):,} {split} images")
@@ -184,6 +187,9 @@ def judged_on(
             for name, recorded in references.items():
                 if not np.array_equal(recorded[split]["prediction"] == images.labels, recorded[split]["correct"]):
                     raise UserError(f"{bundle.path}: the outcomes of {name} contradict its labels; make it again")
+                recorded[split][LABEL] = images.labels.astype(np.int32)
+    for rows_of_one in (*outcomes["test"].values(), *(recorded["test"] for recorded in references.values())):
+        rows_of_one.update(slices)
     index: dict[str, Any] = {"subjects": {}, "comparisons": []}
     for subject in subjects:
         mine = {split: outcomes[split][subject.name] for split in SPLITS}

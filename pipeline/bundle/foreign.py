@@ -7,7 +7,7 @@ profile` measures and `edgestill gate` judges like that of any run. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.atomic import write_json
+from pipeline.data.slices import Column
 from pipeline.data.source import Images
 from pipeline.errors import UserError
 from pipeline.recipe import Data, Quantize
@@ -42,6 +43,7 @@ class Judging:
     validation: np.ndarray
     test_indices: np.ndarray
     fingerprint: str
+    slices: Mapping[str, Column]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +242,7 @@ def labelled(folder: Path, shape: tuple[int, int, int], samples: int, classes: i
         validation=splits.validation,
         test_indices=splits.test,
         fingerprint=opened.fingerprint,
+        slices=opened.slices,
     )
 
 

@@ -17,6 +17,7 @@ from pipeline import manifest as stage_manifest
 from pipeline.atomic import disk_errors
 from pipeline.bundle import signature
 from pipeline.bundle.archive import name_fault, write_archive
+from pipeline.bundle.arrays import array_bytes, array_header
 from pipeline.bundle.contents import (
     KIND,
     MANIFEST,
@@ -27,15 +28,15 @@ from pipeline.bundle.contents import (
     RULES,
     SCHEMA_VERSION,
     SIGNATURE,
-    array_bytes,
-    array_header,
     evidence_file,
     images_file,
     labels_file,
     model_file,
     outcomes_file,
+    slice_file,
 )
 from pipeline.bundle.settings import recipe_of
+from pipeline.data.slices import Column
 from pipeline.data.source import Images
 from pipeline.errors import UserError
 from pipeline.task_words import words_of
@@ -88,7 +89,7 @@ def pack(
     with tempfile.TemporaryDirectory(prefix="edgestill-pack-") as name:
         staging = Path(name)
         files: dict[str, bytes | Path] = {model["file"]: model.pop("path") for model in models.values()}
-        taken, references, shape = stage_samples(report, folder, staging, files, samples, say)
+        taken, references, shape, columns = stage_samples(report, folder, staging, files, samples, say)
         files[REPORT] = (folder / REPORT if run.is_dir() else run).read_bytes()
         evidence = evidence_of(report, folder)
         files |= {evidence_file(file): path for file, path in evidence.items()}
@@ -108,6 +109,7 @@ def pack(
                 "files": {file: hash_of(content) for file, content in sorted(files.items())},
                 "evidence": sorted(evidence),
             }
+            | ({"slices": columns} if columns else {})
         )
         extra = {MANIFEST: manifest} | ({SIGNATURE: signature.sign(manifest, key)} if key else {})
         write_archive(out, files | extra)
@@ -167,8 +169,9 @@ def stage_samples(
     files: dict[str, bytes | Path],
     most: int | None,
     say: Callable[[str], None],
-) -> tuple[dict[str, dict[str, int]], list[str], list[int]]:
-    """Add images, labels and recorded outcomes of both splits to `files`; what was taken, whose outcomes, the shape."""
+) -> tuple[dict[str, dict[str, int]], list[str], list[int], list[str]]:
+    """Add images, labels, slices and recorded outcomes to `files`; what was taken, whose outcomes, the shape of an
+    image, the columns."""
     from pipeline.stages.data import prepared
 
     recipe = recipe_of(report, str(folder))
@@ -199,7 +202,15 @@ def stage_samples(
             if not np.array_equal(arrays["prediction"] == labels, arrays["correct"]):
                 raise UserError(f"{places[name]}: contradicts the labels of the data set; run the recipe again")
             files |= {outcomes_file(name, split, key): array_bytes(array) for key, array in arrays.items()}
-    return taken, references, list(data.source.test.shape)
+    judging = data.test[choose(len(data.test), most, recipe.seed)]
+    return taken, references, list(data.source.test.shape), add_slices(files, data.source.slices, judging)
+
+
+def add_slices(files: dict[str, bytes | Path], slices: Mapping[str, Column], places: np.ndarray) -> list[str]:
+    """Add what the test images at `places` have in each column to `files`; the columns, as the manifest has them."""
+    columns = sorted(slices)
+    files |= {slice_file(i): array_bytes(slices[key].codes[places].astype(np.int32)) for i, key in enumerate(columns)}
+    return columns
 
 
 def stage_of(folder: Path, later: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bundle.archive import write_archive
+from pipeline.bundle.arrays import array_bytes
 from pipeline.bundle.contents import (
     KIND,
     MANIFEST,
@@ -18,14 +19,13 @@ from pipeline.bundle.contents import (
     REPORT,
     RULES,
     SCHEMA_VERSION,
-    array_bytes,
     images_file,
     labels_file,
     model_file,
     outcomes_file,
 )
 from pipeline.bundle.foreign import TEACHER, Judging, Quantized
-from pipeline.bundle.pack import as_json, hash_of, preprocessing_of, versions, write_images
+from pipeline.bundle.pack import add_slices, as_json, hash_of, preprocessing_of, versions, write_images
 from pipeline.evaluate import Subject, evaluate
 from pipeline.tasks import task_of
 
@@ -67,6 +67,7 @@ def pack_foreign(name: str, made: Quantized, out: Path, rules: Sequence[Mapping[
             files[labels_file(split)] = array_bytes(np.asarray(images.labels[indices], np.int64))
             for key, kind in OUTCOMES.items():
                 files[outcomes_file(TEACHER, split, key)] = array_bytes(answers[split][key].astype(kind))
+        columns = add_slices(files, judging.slices, judging.test_indices)
         files[REPORT] = as_json(report_of(name, judging, rules))
         files[RULES] = as_json({"gate": list(rules)})
         files[PREPROCESSING] = as_json(preprocessing_of(models, files))
@@ -82,7 +83,7 @@ def pack_foreign(name: str, made: Quantized, out: Path, rules: Sequence[Mapping[
             "samples": taken,
             "references": [TEACHER],
             "files": {file: hash_of(content) for file, content in sorted(files.items())},
-        }
+        } | ({"slices": columns} if columns else {})
         write_archive(out, files | {MANIFEST: as_json(manifest)})
     return out
 
@@ -120,6 +121,7 @@ def report_of(name: str, judging: Judging, rules: Sequence[Mapping[str, Any]]) -
             "fingerprint": judging.fingerprint,
             "class_names": list(judging.class_names),
             "image_shape": list(judging.test.shape),
+            **({"slices": {key: list(found.names) for key, found in judging.slices.items()}} if judging.slices else {}),
             "duplicates": {},
             "calibration": {"n": len(judging.calibration), "disjoint": True},  # drawn so, by the images' hashes
             "sizes": {

@@ -180,9 +180,9 @@ def growth(part: str) -> dict[str, Any]:
     for times in TIMES:
         n = BASE * times
         with tempfile.TemporaryDirectory() as folder:
-            images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+            images, others = np.random.default_rng(0).integers(0, 256, (2, n, 32, 32, 3), dtype=np.uint8)
             labels = np.arange(n) % 2
-            np.savez(f"{folder}/x.npz", x_train=images, y_train=labels, x_test=images[::-1], y_test=labels)
+            np.savez(f"{folder}/x.npz", x_train=images, y_train=labels, x_test=others, y_test=labels)
             np.save(f"{folder}/x.npy", images)
             paths = os.pathsep.join([*sys.path[:2], str(Path(__file__).parent)])
             command = [sys.executable, "-c", AROUND.format(part=PARTS[part]), folder, str(n)]
