@@ -12,7 +12,7 @@ VERDICT_CODES = (0, 3, 4)
 
 # Of the papers' recipes those that take a path of their own through the chain; the rest differ in networks and rates.
 # Generations, pictures as answers, mixup without labels.
-QUICK_PAPERS = ("paper003", "paper003-super-resolution", "paper004")
+QUICK_PAPERS = ("paper003", "paper003-edges", "paper003-super-resolution", "paper004")
 NAMES = sorted(set(shipped()) - {"digits"})  # digits has tests/test_chain_smoke.py
 # cifar100 and fashion-mnist differ from cifar10 in their data alone, in whose place a smoke form puts digits.
 SLOW = {name for name in NAMES if name.startswith("paper")} - set(QUICK_PAPERS) | {"cifar100", "fashion-mnist"}

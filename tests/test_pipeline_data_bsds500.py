@@ -91,9 +91,9 @@ def test_what_no_source_can_make_is_refused(tmp_path: Path):
 def test_drawn_edges_are_there_at_once_and_the_same_every_time():
     source = open_source(Data.model_validate({"name": "drawn-edges"}))
     assert (len(source.validation), len(source.test)) == (COUNTS["validation"], COUNTS["test"])
-    assert len(source.train) == 4 * COUNTS["train"] and source.train.shape == (64, 64, 3)
+    assert len(source.train) == 4 * COUNTS["train"] and source.train.shape == (32, 32, 3)
     image, target = pair(3, 0.3, 3)
-    assert image.shape == (96, 128, 3) and target.shape == (96, 128, 4)
+    assert image.shape == (64, 80, 3) and target.shape == (64, 80, 4)
     again = pair(3, 0.3, 3)
     np.testing.assert_array_equal(image, again[0])
     np.testing.assert_array_equal(target, again[1])

@@ -41,6 +41,16 @@ def test_the_answer_has_the_size_of_the_image_and_the_channels_asked_for():
         assert gray.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
 
 
+def test_a_shallow_network_leaves_the_coarsest_stages_out():
+    deep, shallow = (build(f"smp:Unet?encoder=resnet18&depth={depth}", num_classes=1) for depth in (5, 3))
+    coarse = ("encoder.layer3.", "encoder.layer4.", "decoder.blocks.3.", "decoder.blocks.4.")
+    kept, all_of_it = shallow.state_dict(), deep.state_dict()
+    assert {key for key in kept if key.startswith("encoder")} < {key for key in all_of_it if not key.startswith(coarse)}
+    assert sum(part.numel() for part in kept.values()) * 10 < sum(part.numel() for part in all_of_it.values())
+    with torch.no_grad():
+        assert shallow.eval()(torch.zeros(1, 3, 24, 40)).shape == (1, 1, 24, 40)
+
+
 def test_a_side_that_cannot_be_halved_five_times_is_answered_in_its_own_size():
     network = build("smp:Unet?encoder=mobilenet_v2", num_classes=1, input_size=(3, 50, 50), answer_shape=(1, 50, 50))
     with torch.no_grad():
@@ -58,7 +68,8 @@ def test_a_network_that_answers_in_another_size_is_refused():
         ("smp:Unit?encoder=resnet34", "no network 'Unit'; did you mean 'Unet'?"),
         ("smp:Unet", "encoder is missing; write one such as smp:Unet?encoder=resnet34"),
         ("smp:Unet?encoder=34", "encoder is missing"),
-        ("smp:Unet?encoder=resnet34&depth=4", "has no option 'depth'"),
+        ("smp:Unet?encoder=resnet34&dept=4", "has no option 'dept'; did you mean 'depth'?"),
+        ("smp:Unet?encoder=resnet34&depth=2", "depth, how often the encoder halves its input, must be 3, 4 or 5"),
     ],
 )
 def test_wrong_names_are_refused_without_importing_anything(name: str, message: str):

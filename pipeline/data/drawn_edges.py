@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pipeline.recipe import Data
 
 COUNTS = {"train": 24, "validation": 8, "test": 16}
-HEIGHT, WIDTH = 96, 128
-PATCH = 64
+HEIGHT, WIDTH = 64, 80
+PATCH = 32
 PATCHES = 4
-VERSION = 1  # of the drawings
+VERSION = 2  # of the drawings
 
 
 def open_source(data: Data) -> Source:
-    """Patches of 24 pictures of 128x96 pixels, 8 and 16 others whole."""
+    """Patches of 24 pictures of 80x64 pixels, 8 and 16 others whole."""
     settings = drawn_with(data)
     splits: dict[str, list[Pair]] = {}
     number = 0
@@ -53,7 +53,7 @@ def stamp(data: Data) -> Any:
 
 
 def pair(index: int, consensus: float, width: int) -> Pair:
-    """(image uint8 (96, 128, 3), target uint8 (96, 128, 4)); a pure function of its arguments."""
+    """(image uint8 (64, 80, 3), target uint8 (64, 80, 4)); a pure function of its arguments."""
     image, regions = picture(index, HEIGHT, WIDTH)
     exact = outlines(regions)
     hasty = outlines(np.where(regions % 4 == 3, 0, regions))

@@ -15,6 +15,8 @@ SCENE_BLOCKS = (4, 6, 8, 10, 12)
 SCALES = (2, 3, 4, 8)
 # segmentation-models-pytorch's networks that answer with a picture of the input's size.
 SMP = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus")
+SMP_OPTIONS = ("encoder", "encoder_weights", "depth")
+DEPTHS = (3, 4, 5)
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".th")
 MOST_BLOCKS = 64
 MOST_CHANNELS = 1024
@@ -107,9 +109,9 @@ def check_smp(name: ModelName) -> None:
     if network not in SMP:
         raise RecipeError(f"segmentation-models-pytorch: no network {network!r}{nearest(network, list(SMP))}")
     for key in name.args:
-        if key not in ("encoder", "encoder_weights"):
-            raise RecipeError(
-                f"model {name.family!r} has no option {key!r}{nearest(key, ['encoder', 'encoder_weights'])}"
-            )
+        if key not in SMP_OPTIONS:
+            raise RecipeError(f"model {name.family!r} has no option {key!r}{nearest(key, SMP_OPTIONS)}")
     if not isinstance(name.args.get("encoder"), str):
         raise RecipeError(f"model {str(name)!r}: encoder is missing; write one such as {name.family}?encoder=resnet34")
+    if name.args.get("depth", 5) not in DEPTHS:
+        raise RecipeError(f"model {str(name)!r}: depth, how often the encoder halves its input, must be 3, 4 or 5")

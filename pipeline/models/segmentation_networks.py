@@ -3,14 +3,17 @@
 Ronneberger, Fischer, Brox, "U-Net", 2015 (arXiv 1505.04597), with an encoder of an image classifier. Parameters for one
 output channel: 24,436,369 with ResNet-34, 6,628,945 with MobileNetV2. Nothing is downloaded: an encoder starts at
 random, or from a file of the classifier's weights (`&encoder_weights=FILE`, such as torchvision's resnet34-*.pth).
+`&depth=3` leaves the coarsest stages of encoder and decoder out (5, all of them, is the default).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from pipeline.errors import UserError, nearest
@@ -36,9 +39,11 @@ def build_smp(name: ModelName, *, num_classes: int | None, in_channels: int) -> 
     # timm's encoders are named `tu-...`; smp would look them up, and so is what the message says.
     if encoder not in known and not encoder.startswith("tu-"):
         raise UserError(f"model {str(name)!r}: no encoder {encoder!r}{nearest(encoder, known)}")
+    network = getattr(smp, name.family.partition(":")[2])
+    shallow = shallower(network, int(name.args["depth"])) if "depth" in name.args else {}
     try:
-        module = getattr(smp, name.family.partition(":")[2])(
-            encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes or 1
+        module = network(
+            encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes or 1, **shallow
         )
     except (TypeError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -46,7 +51,34 @@ def build_smp(name: ModelName, *, num_classes: int | None, in_channels: int) -> 
     weights = name.args.get("encoder_weights")
     if weights is not None:
         load_encoder(module, Path(str(weights)), where=f"model {str(name)!r}: encoder_weights")
+    if shallow:
+        drop_unused(module, torch.zeros(1, in_channels, 64, 64))
     return module
+
+
+def shallower(network: Any, depth: int) -> dict[str, Any]:
+    """The arguments of a network of the package with so many stages: of its decoder the finest stay."""
+    channels = inspect.signature(network).parameters.get("decoder_channels")
+    decoder = (
+        {"decoder_channels": channels.default[-depth:]} if channels and isinstance(channels.default, tuple) else {}
+    )
+    return {"encoder_depth": depth, **decoder}
+
+
+def drop_unused(module: nn.Module, inputs: torch.Tensor) -> None:
+    """Take out the layers that these inputs never reach: the package's shallow encoders keep what they leave out."""
+    called = set[nn.Module]()
+    leaves = [(path, layer) for path, layer in module.named_modules() if path and not any(layer.children())]
+    hooks = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for _, layer in leaves]
+    with torch.no_grad():
+        module.eval()(inputs)
+    module.train()
+    for hook in hooks:
+        hook.remove()
+    for path, layer in leaves:
+        if layer not in called:
+            parent, _, child = path.rpartition(".")
+            setattr(module.get_submodule(parent), child, nn.Identity())
 
 
 def package(name: ModelName) -> Any:

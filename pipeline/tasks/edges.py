@@ -41,7 +41,7 @@ class Edges(Dense):
     augments = ("flip", "dihedral", "brightness", "contrast", "saturation")
     baseline_name = "the gradient of the image"
     smoke: Mapping[str, Any] = {
-        "data": {"name": "drawn-edges", "root": "", "patch": 64, "patches": 4, "consensus": 0.0}
+        "data": {"name": "drawn-edges", "root": "", "patch": 32, "patches": 4, "consensus": 0.0}
     }
 
     @classmethod
