@@ -71,14 +71,10 @@ def _waiver(table: Any, where: str) -> Waiver:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise RecipeError(f"{where}: {key} = {value!r}: write it as text")
-    try:
-        return Waiver(**texts, expires=day(values.get("expires")))
-    except ValueError as error:
-        raise RecipeError(f"{where}: expires = {values['expires']!r}: {error}") from None
+    return Waiver(**texts, expires=_day(values.get("expires"), where))
 
 
-def day(value: Any) -> datetime.date | None:
-    """The day that a recipe, a rules file or a report gives, the last as text. Raises `ValueError`."""
+def _day(value: Any, where: str) -> datetime.date | None:
     if value is None or value == "":
         return None
     if isinstance(value, datetime.datetime):
@@ -88,4 +84,4 @@ def day(value: Any) -> datetime.date | None:
     try:
         return datetime.date.fromisoformat(value)
     except (TypeError, ValueError):
-        raise ValueError("give a day, such as 2026-12-31") from None
+        raise RecipeError(f"{where}: expires = {value!r}: give a day, such as 2026-12-31") from None

@@ -113,7 +113,19 @@ def read(folder: Path) -> dict[str, Any]:
         raise BrokenFolderError(f"{NAME} has schema_version {manifest.get('schema_version')}; this is {SCHEMA_VERSION}")
     if seal(manifest)[_SEAL] != manifest.get(_SEAL):
         raise BrokenFolderError(f"{NAME} is corrupted (sha256 differs)")
+    if not _is_table(manifest["files"], sha256=str, size=int) or not _is_table(
+        manifest["inputs"], fingerprint=str, digest=str
+    ):
+        raise BrokenFolderError(f"{NAME} is corrupted (its files or inputs are not listed as they should be)")
     return manifest
+
+
+def _is_table(value: Any, **types: type) -> bool:
+    """Whether `value` has tables of such values by name: whoever seals a manifest may write anything into it."""
+    return isinstance(value, dict) and all(
+        isinstance(row, dict) and all(type(row.get(key)) is kind for key, kind in types.items())
+        for row in value.values()
+    )
 
 
 def verify(folder: Path, fingerprint: str) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import datetime
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import nearest
-from pipeline.gate_waivers import day
 from pipeline.recipe_training import (
     AtLeastOne,
     Augment,
@@ -232,7 +231,7 @@ class GateWaiver(Part):
     metric: str
     owner: str = ""
     reason: str = ""
-    expires: Annotated[datetime.date | None, BeforeValidator(day)] = None
+    expires: datetime.date | None = None
     against: str = ""
     subject: str = ""
     slice: str = ""

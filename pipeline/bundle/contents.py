@@ -243,8 +243,8 @@ class Bundle:
         for place, key in enumerate(self.manifest.slices):
             codes = np.array(self.array(slice_file(place), "int32", (n,)))
             names = known.get(key) if isinstance(known, dict) else None
-            told = isinstance(names, list) and all(isinstance(name, str) for name in names)
-            if not told or codes.min() < -1 or codes.max() >= len(names):
+            names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+            if not names or codes.min() < -1 or codes.max() >= len(names):
                 raise UserError(
                     f"{self.path}: {REPORT}: data.slices does not name what {key[:60]!r} has; make the bundle again"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def _read(values: Mapping[str, Any], where: str) -> Recipe:
     from pipeline.recipe_errors import lines_of
 
     try:
-        return Recipe.model_validate(dict(values))
+        return Recipe.model_validate_json(json.dumps(values))  # as JSON: the days of waivers are text there
     except ValidationError as error:
         line = lines_of(error, "recipe")[0]
         raise UserError(f"{where}: {line}; use the edgestill that wrote it") from None
