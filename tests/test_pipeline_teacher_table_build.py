@@ -106,6 +106,17 @@ def test_a_shard_that_was_finished_but_not_yet_renamed_is_taken(tmp_path, whole)
     assert teacher.calls == 0 and contents(tmp_path) == whole
 
 
+def test_a_kill_after_the_index_leaves_no_progress_file_to_the_next_build(tmp_path, whole, monkeypatch):
+    """It would be hashed with the table, whose digest then differs from an undisturbed one's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "drop_progress", lambda *_: None)
+        filled(tmp_path, key(REPLAY), slices=EPOCHS)
+    (tmp_path / "shard-00000.json").unlink()
+    assert set(contents(tmp_path)) - set(whole) == {"shard-00001.json", "shard-00002.json"}
+    filled(tmp_path, key(REPLAY), slices=EPOCHS)
+    assert contents(tmp_path) == whole
+
+
 def test_a_finished_table_is_left_alone(tmp_path, whole):
     filled(tmp_path, key(REPLAY), slices=EPOCHS)
     teacher = Pixels()

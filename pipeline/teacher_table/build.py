@@ -25,6 +25,7 @@ from pipeline.teacher_table.storage import (
     ShardWriter,
     bytes_done,
     check_key,
+    drop_progress,
     finish,
     header_of,
     layout_of,
@@ -78,6 +79,8 @@ def build(
         # Every rank reads the same facts, so each writes the same bytes.
         write_json(folder / HEADER, header_of(key, layout, teacher_accuracy))
     if (folder / INDEX).exists():
+        if rank == 0:
+            drop_progress(folder, layout)
         return
     check_space(folder, layout, free_bytes(folder))
     barrier()

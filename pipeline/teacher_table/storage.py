@@ -227,6 +227,11 @@ def finish(folder: Path, layout: Layout) -> None:
         assert record is not None and record["rows"] * layout.row_bytes == layout.shard_bytes(shard), shard_name(shard)
         shards.append({"file": shard_name(shard), "bytes": layout.shard_bytes(shard), "sha256": str(record["sha256"])})
     write_json(folder / INDEX, {"shards": shards})
+    drop_progress(folder, layout)
+
+
+def drop_progress(folder: Path, layout: Layout) -> None:
+    """Remove the progress files of a finished table; a kill may have come between some of them and the index."""
     for shard in range(layout.shards):
         (folder / Path(shard_name(shard)).with_suffix(".json")).unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from fault_runs import NAME, STAGES, Bench, Tally, kill
+from fault_runs import NAME, RECIPE_FILE, STAGES, Bench, Tally, kill
 
 PLACES = ("start", *STAGES, "pages")  # `pages`: report and released file, after the last stage
 PAGES_S = 0.05
@@ -57,7 +57,7 @@ def killed(
     seconds = {"start": START_S, "pages": PAGES_S, **whole.seconds}[place] + COLD_S * cold
     where = ["start"]
     timer = threading.Timer(chance.uniform(0, seconds), lambda: kill(pid))
-    pid = bench.server.start("run", f"{NAME}.toml", "--out", str(store), "--json", cold=cold, **options)
+    pid = bench.server.start("run", RECIPE_FILE, "--out", str(store), "--json", cold=cold, **options)
     if place == "start":
         timer.start()
 

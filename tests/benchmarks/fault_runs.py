@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny"
+RECIPE_FILE = "tiny.toml"
 RECIPE = """
 name = "tiny"
 data = { name = "arrays", root = "x.npz", validation = 0.2 }
@@ -57,7 +58,7 @@ def prepare(folder: Path) -> None:
         arrays |= {f"x_{part}": np.clip(images, 0, 255).astype(np.uint8), f"y_{part}": labels}
     np.savez(folder / "x.npz", **arrays)
     (folder / "fault_net.py").write_text(NET)
-    (folder / "tiny.toml").write_text(RECIPE)
+    (folder / RECIPE_FILE).write_text(RECIPE)
 
 
 class Server:
@@ -90,9 +91,16 @@ class Server:
             on_line(line)
         return int(line.split()[1]), said
 
-    def run(self, store: Path, *words: str, **options: Any) -> tuple[int, list[str]]:
-        self.start("run", "tiny.toml", "--out", str(store), "--json", *words, **options)
-        return self.wait()
+    def run(
+        self,
+        store: Path,
+        *words: str,
+        recipe: str = RECIPE_FILE,
+        on_line: Callable[[str], None] = lambda line: None,
+        **options: Any,
+    ) -> tuple[int, list[str]]:
+        self.start("run", recipe, "--out", str(store), "--json", *words, **options)
+        return self.wait(on_line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +112,7 @@ class Whole:
     changes: dict[str, int]
 
 
-def whole(server: Server, store: Path) -> Whole:
+def whole(server: Server, store: Path, *words: str, recipe: str = RECIPE_FILE, **options: Any) -> Whole:
     """Run to the end in `store`. Raises RuntimeError when that fails."""
     began: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -119,8 +127,7 @@ def whole(server: Server, store: Path) -> Whole:
         elif rest.startswith("changed "):
             changes[stage] = int(rest.split()[1])
 
-    server.start("run", f"{NAME}.toml", "--out", str(store), "--json", die=["no stage", 0])
-    code, said = server.wait(on_line)
+    code, said = server.run(store, *words, recipe=recipe, on_line=on_line, die=["no stage", 0], **options)
     if code or tuple(seconds) != STAGES:
         raise RuntimeError(f"the run without a fault ended with {code}: {said[-1]}")
     return Whole(facts=lasting(store), seconds=seconds, changes=changes)
@@ -186,6 +193,12 @@ def lasting(store: Path) -> dict[str, Any]:
     return facts
 
 
+def differing(expected: dict[str, Any], found: dict[str, Any]) -> str:
+    """What is not the same; empty when nothing differs."""
+    odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    return f"{len(odd)} facts differ, such as {odd[0]}" if odd else ""
+
+
 def one_line(said: list[str]) -> str:
     """What is wrong with how a failure was told; empty when it is one line that says `error: `."""
     errors = [line for line in said if line.startswith("error: ")]
@@ -193,7 +206,7 @@ def one_line(said: list[str]) -> str:
         return "a traceback"
     if len(errors) != 1:
         return f"{len(errors)} error lines"
-    return "a fault of edgestill" if "a fault of edgestill" in errors[0] else ""
+    return errors[0] if "a fault of edgestill" in errors[0] else ""
 
 
 @dataclass
@@ -216,9 +229,7 @@ class Bench:
             found = lasting(store)
         except (AssertionError, OSError, ValueError, UserError) as error:
             return f"{type(error).__name__}: {error}"
-        facts = self.whole.facts
-        odd = [key for key in facts.keys() | found.keys() if facts.get(key) != found.get(key)]
-        return f"{len(odd)} facts differ, such as {sorted(odd)[0]}" if odd else ""
+        return differing(self.whole.facts, found)
 
     def sound(self, store: Path) -> str:
         """What is wrong in an unfinished store; empty when each folder with a final name is whole and as expected."""

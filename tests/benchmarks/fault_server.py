@@ -1,10 +1,13 @@
 """A process that has paid for the heavy imports and forks a run of the command line for every line that it reads.
 
-{"arguments": [...], "die": [stage, change], "cold": true, "memory_mb": N, "largest_bytes": N, "clock_days": D}: `die`
-kills the child before the change-th change that it makes to the disk after the stage began, and says "STAGE: changed N"
-of every stage in the end; `cold` measures memory in fresh processes as a user's run does; `memory_mb` limits the
-address space to what it has and so much more; `largest_bytes` the size of a file; `clock_days` moves the wall clock at
-every look. Answers "pid N", what the child says, and "exit CODE".
+A line is JSON: {"arguments": [...]}, and what is to be done to the run, if anything:
+    die: [stage, change]: it is killed before the change-th change that it makes to the disk after the stage began, and
+        says "STAGE: changed N" of every stage if it comes to its end
+    cold: true: memory is measured in fresh processes, as in a user's run
+    memory_mb: N: its address space may grow by so much; largest_bytes: N: a file may
+    clock_days: D: every look at the wall clock is so much later than the one before
+    ranks: N: torchrun's agent starts so many processes, each of which says "rank R is PID"
+Answers "pid N", what the run says, and "exit CODE".
 """
 
 import contextlib
@@ -18,12 +21,15 @@ import signal
 import sys
 import tempfile
 import time
+import uuid
 
 import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 import onnxscript  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import exporters.parity
@@ -32,6 +38,7 @@ import exporters.run_torch
 import exporters.to_onnx  # noqa: F401
 import profiles.flops  # noqa: F401
 from pipeline import chain, store, train, train_state  # noqa: F401
+from pipeline.cli import torchrun
 from pipeline.cli.main import main
 from pipeline.stages import profile
 
@@ -108,6 +115,8 @@ def child(command: dict) -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (command["largest_bytes"],) * 2)
     try:
+        if command.get("ranks"):
+            return together(command["ranks"])
         main(command["arguments"])
     except SystemExit as end:
         return int(end.code or 0)
@@ -115,6 +124,30 @@ def child(command: dict) -> int:
         for stage, changes in CHANGED.items():
             print(f"{stage}: changed {changes}", file=sys.stderr)
     return 99
+
+
+def together(ranks: int) -> int:
+    """As `torchrun --standalone`, but the processes are forks of this one, which has its imports behind it."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+        start_method="fork",
+    )
+    try:
+        elastic_launch(config, one_of_them)()
+    except ChildFailedError:
+        return 1
+    return 0
+
+
+def one_of_them() -> None:
+    print(f"rank {os.environ['RANK']} is {os.getpid()}", file=sys.stderr, flush=True)
+    torchrun.main()
 
 
 def warm_up() -> None:
@@ -146,8 +179,6 @@ def serve() -> None:
             finally:
                 sys.stderr.flush()
                 os._exit(code)
-        if command.get("detached"):
-            continue
         _, status = os.waitpid(pid, 0)
         print("exit", os.waitstatus_to_exitcode(status), flush=True)
 

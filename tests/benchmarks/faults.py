@@ -21,11 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fault_cases import CASES
+import fault_around
+import fault_cases
 from fault_runs import Bench, prepare, serving, whole
 
 from pipeline.environment import collect
 
+CASES = {**fault_cases.CASES, **fault_around.CASES}
 STAND_INS = [
     "kill and the faults of a whole run: forks of one process, so that a run does not pay for torch's import",
     "the same: peak memory and first call are left out, but in the profile stage of every eighth store of kills",
