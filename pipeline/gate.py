@@ -273,23 +273,3 @@ def comparisons(report: Mapping[str, Any], kind: str, **wanted: Any) -> Iterator
     for row in report.get("comparisons") or ():
         if row.get("kind") == kind and all(row.get(key) == value for key, value in wanted.items()):
             yield row
-
-
-def decide_exact(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """Size, parameters, MACs, energy, peak memory: one figure without an interval; 0 means that nothing was counted."""
-    value = measured(subject, rule.metric)
-    if value == 0:
-        raise UnmeasuredError(f"{rule.metric} of {subject['name']} is 0, not a measurement")
-    note = {"peak_memory_bytes": "one fresh process", "energy_j": "one steady measurement"}.get(rule.metric, "")
-    return Evidence(
-        interval=Interval(value=value, lower=value, upper=value), unit=METRICS[rule.metric].show, n=1, note=note
-    )
-
-
-def decide_int8_share(report: Mapping[str, Any], subject: Mapping[str, Any], rule: Rule, limit: Limit) -> Evidence:
-    """What the file that ships does, counted layer by layer; no interval, as nothing is sampled."""
-    share = measured(subject, "int8_share")
-    if share > 1:
-        raise UnmeasuredError(f"int8_share of {subject['name']} is {share}, not a share")
-    interval = Interval(value=share, lower=share, upper=share)
-    return Evidence(interval=interval, unit="fraction", n=1)

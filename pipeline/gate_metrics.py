@@ -31,13 +31,23 @@ class MetricRow:
     meaning: str
 
 
+_COUNTS, _EXACT = "pipeline.gate_counts:decide", "pipeline.gate_exact:decide"
+_DENSE, _LATENCY = "pipeline.gate_dense:decide_", "pipeline.gate_latency:decide_"
+
+
 def _share(
-    words: str, *, needs_against: bool, decider: str, meaning: str, direction: Direction = "min", sliced: bool = False
+    words: str,
+    decider: str,
+    meaning: str,
+    *,
+    direction: Direction = "min",
+    compared: bool = False,
+    sliced: bool = False,
 ) -> MetricRow:
     return MetricRow(
         direction=direction,
         units=("", "%"),
-        needs_against=needs_against,
+        needs_against=compared,
         decider=decider,
         show="fraction",
         lowest=0.0,
@@ -63,6 +73,19 @@ def _amount(
     )
 
 
+def _drop(words: str, units: tuple[str, ...], decider: str, meaning: str, *, sliced: bool = False) -> MetricRow:
+    return MetricRow(
+        direction="max",
+        units=units,
+        needs_against=True,
+        decider=decider,
+        show=units[0],
+        sliced=sliced,
+        words=words,
+        meaning=meaning,
+    )
+
+
 def _mean(words: str, unit: str, meaning: str) -> dict[str, MetricRow]:
     """The two rows of a metric that is a mean over images: what it is, and what it lost."""
     name = words.lower().replace("-", "_")
@@ -70,73 +93,43 @@ def _mean(words: str, unit: str, meaning: str) -> dict[str, MetricRow]:
         direction="min",
         units=(unit,),
         needs_against=False,
-        decider="pipeline.gate_dense:decide_value",
+        decider=_DENSE + "value",
         show=unit,
         words=words,
         meaning=f"mean {meaning} over the test images",
     )
-    drop = MetricRow(
-        direction="max",
-        units=(unit,),
-        needs_against=True,
-        decider="pipeline.gate_dense:decide_drop",
-        show=unit,
-        words=f"{words} lost",
-        meaning=f"mean {meaning} lost against another subject, image by image",
-    )
-    return {name: value, f"{name}_drop": drop}
+    lost = f"mean {meaning} lost against another subject, image by image"
+    return {name: value, f"{name}_drop": _drop(f"{words} lost", (unit,), _DENSE + "drop", lost)}
 
-
-_COUNTS = "pipeline.gate_counts:decide"
-_EXACT, _LATENCY = "pipeline.gate:decide_exact", "pipeline.gate_latency:decide_"
 
 METRICS: dict[str, MetricRow] = {
-    "accuracy": _share(
-        "Accuracy",
-        needs_against=False,
-        decider="pipeline.gate_counts:decide_accuracy",
-        meaning="top-1 on the test split",
+    "accuracy": _share("Accuracy", _COUNTS + "_accuracy", "top-1 on the test split", sliced=True),
+    "accuracy_drop": _drop(
+        "Accuracy lost",
+        ("pt", "%rel"),
+        _COUNTS,
+        "top-1 lost against another subject, sample by sample",
         sliced=True,
     ),
-    "accuracy_drop": MetricRow(
-        direction="max",
-        units=("pt", "%rel"),
-        needs_against=True,
-        decider=_COUNTS,
-        show="pt",
-        sliced=True,
-        words="Accuracy lost",
-        meaning="top-1 lost against another subject, sample by sample",
-    ),
-    "agreement": _share(
-        "Same answers",
-        needs_against=True,
-        decider=_COUNTS,
-        meaning="share of equal top-1 answers",
-        sliced=True,
-    ),
+    "agreement": _share("Same answers", _COUNTS, "share of equal top-1 answers", compared=True, sliced=True),
     "flip_rate": _share(
         "Right answers turned wrong",
-        needs_against=True,
-        decider=_COUNTS,
-        meaning="share of samples that the other subject got right and this one does not",
+        _COUNTS,
+        "share of samples that the other subject got right and this one does not",
         direction="max",
+        compared=True,
         sliced=True,
     ),
-    "worst_class_drop": MetricRow(
-        direction="max",
-        units=("pt", "%rel"),
-        needs_against=True,
-        decider=_COUNTS,
-        show="pt",
-        words="Accuracy lost in the worst class",
-        meaning="top-1 lost against another subject in the class that loses most",
+    "worst_class_drop": _drop(
+        "Accuracy lost in the worst class",
+        ("pt", "%rel"),
+        _COUNTS,
+        "top-1 lost against another subject in the class that loses most",
     ),
     "calibration_error": _share(
         "Calibration error",
-        needs_against=False,
-        decider="pipeline.gate_calibration:decide",
-        meaning="gap between confidence and accuracy, over 15 bins of confidence",
+        "pipeline.gate_calibration:decide",
+        "gap between confidence and accuracy, over 15 bins of confidence",
         direction="max",
     ),
     **_mean("PSNR", "dB", "peak signal-to-noise ratio"),
@@ -161,20 +154,31 @@ METRICS: dict[str, MetricRow] = {
     ),
     "deadline_misses": _share(
         "Deadlines missed",
-        needs_against=False,
-        decider=_LATENCY + "deadline_misses",
-        meaning="share of queries slower than deadline_ms",
+        _LATENCY + "deadline_misses",
+        "share of queries slower than deadline_ms",
         direction="max",
     ),
     "throughput_per_s": _amount("Throughput", "/s", _LATENCY + "throughput", "images a second", direction="min"),
     "peak_memory_bytes": _amount("Peak memory", "bytes", _EXACT, "peak memory of a fresh process"),
     "size_bytes": _amount("File size", "bytes", _EXACT, "size of the file that ships"),
     "energy_j": _amount("Energy an image", "J", _EXACT, "joules an image by this machine's sensors"),
+    "size_ratio": _amount(
+        "File size as a multiple",
+        "x",
+        _EXACT + "_ratio",
+        "size of the file over that of the other subject",
+        compared=True,
+    ),
+    "memory_ratio": _amount(
+        "Peak memory as a multiple", "x", _EXACT + "_ratio", "peak memory over that of the other subject", compared=True
+    ),
+    "energy_ratio": _amount(
+        "Energy as a multiple", "x", _EXACT + "_ratio", "joules an image over those of the other subject", compared=True
+    ),
     "int8_share": _share(
         "Layers in int8",
-        needs_against=False,
-        decider="pipeline.gate:decide_int8_share",
-        meaning="share of convolutions and matrix products that compute on int8 values",
+        _EXACT + "_int8_share",
+        "share of convolutions and matrix products that compute on int8 values",
     ),
     "params": _amount("Parameters", "", _EXACT, "parameters"),
     "macs": _amount("MACs an image", "", _EXACT, "multiply-accumulates of one image"),

@@ -23,7 +23,8 @@ from pipeline.sample_files import SPLITS, EvidenceError, read_outcomes, read_tim
 LATENCY = "latency_"  # of the keys in a subject's `stored`
 RELATIVE = 1e-9  # sums in another order, on another processor, differ by less
 CONFIDENCE = 0.99
-OUTSIDE = ("peak_memory_bytes", "energy_j", "params", "macs", "flops")  # one figure of one process or of the graph
+# One figure of one process or of the graph.
+OUTSIDE = ("peak_memory_bytes", "energy_j", "memory_ratio", "energy_ratio", "params", "macs", "flops")
 
 
 @dataclass(frozen=True, kw_only=True)

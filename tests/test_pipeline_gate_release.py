@@ -281,3 +281,24 @@ def test_int8_that_is_not_faster_is_not_a_gain():
     assert no_gain(report, int8) is None
     report["comparisons"] = []
     assert no_gain(report, int8) == ("onnx-fp32@ort", "not faster than onnx-fp32@ort (not compared side by side)")
+
+
+def test_size_memory_and_energy_against_another_subject():
+    report = sample_report()
+    by_name = {row["name"]: row for row in report["subjects"]}
+    by_name[CHOSEN]["energy_j"], by_name["teacher@openvino"]["energy_j"] = 0.02, 0.4
+    for metric, field, note in (
+        ("size_ratio", "size_bytes", ""),
+        ("memory_ratio", "peak_memory_bytes", "; one fresh process each"),
+        ("energy_ratio", "energy_j", "; one steady measurement each"),
+    ):
+        ratio = by_name[CHOSEN][field] / by_name["teacher@openvino"][field]
+        (check,) = told(report, {"metric": metric, "against": "teacher", "max": ratio * 1.01}).checks
+        assert (check.value, check.outcome, check.against) == (ratio, "pass", "teacher@openvino")
+        assert check.reason.endswith(f" against teacher@openvino{note}") and check.unit == "x"
+        assert told(report, {"metric": metric, "against": "teacher", "max": ratio / 1.01}).verdict == "refused"
+    by_name["teacher@openvino"]["energy_j"] = None
+    (check,) = told(report, {"metric": "energy_ratio", "against": "teacher", "max": 1.0}).checks
+    assert check.outcome == "undecided" and check.reason.startswith("energy_j of teacher@openvino was not measured: ")
+    with pytest.raises(RecipeError, match="against is missing: size_ratio compares two subjects"):
+        told(report, {"metric": "size_ratio", "max": 0.5})
