@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -147,15 +148,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=FOLDER", dest="sets")
-    parser.add_argument("--only", default="", help="names of subjects, joined by commas")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a subject; give it once for each")
     parser.add_argument("--psnr-only", action="store_true", help="leave out SSIM, which takes longer than the networks")
     parser.add_argument("--montage", nargs=3, metavar=("PHOTOGRAPH", "TOP,LEFT,SIDE", "OUT"))
     options = parser.parse_args()
     files = files_of(options.run)
-    answers = subjects(files, [name for name in options.only.split(",") if name])
+    answers = subjects(files, options.only)
+    unknown = set(options.only) - set(answers)
+    if unknown:
+        parser.error(f"--only: no subject {min(unknown)!r}; there are {', '.join(map(repr, subjects(files, [])))}")
     start = time.process_time()
     found: dict[str, Any] = {
-        "command": " ".join(["python", "tests/benchmarks/super_resolution.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "tests/benchmarks/super_resolution.py", *sys.argv[1:]]),
         "hardware": {"cpu": cpu_model(), "threads": 1},
         "versions": collect().get("packages"),
         "sha256": {name.rstrip("@"): file_sha256(path) for name, path in files.items()},
