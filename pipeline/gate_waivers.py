@@ -65,7 +65,7 @@ def _waiver(table: Any, where: str) -> Waiver:
         if key not in KEYS:
             raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), list(KEYS))}")
     metric = values.get("metric")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise RecipeError(f"{where}: unknown metric {metric!r}{nearest(str(metric), list(METRICS))}")
     texts = {key: values.get(key) or "" for key in KEYS if key != "expires"}
     for key, value in texts.items():

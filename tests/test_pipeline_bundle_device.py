@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.bundle.arrays import array_bytes
 from pipeline.bundle.contents import MANIFEST, hashed, read_manifest, unpacked
 from pipeline.bundle.device import RECORDED, measure
 from pipeline.bundle.join import join, joined, judged_again
+from pipeline.bundle.settings import recipe_of
 from pipeline.errors import UserError
 from pipeline.gate import judge
 from pipeline.manifest import sha256_file
@@ -201,6 +203,18 @@ def test_a_recipe_of_another_version_is_measured_all_the_same(tmp_path: Path) ->
         found = measure(opened, tmp_path / "r", QUICK, command="", memory=False, say=lambda line: None)
     assert found["recipe"]["teacher"] == {"model": "of-tomorrow", "osmosis": True}
     assert found["recipe"]["profile"]["min_seconds"] == 0.05 and found["recipe"]["gate"][0]["max"] == "50pt"
+
+
+def test_a_recipe_with_waivers_is_read_from_its_report() -> None:
+    waiver = {"metric": "size_bytes", "owner": "Ada", "reason": "new flash in July", "expires": "2026-07-31"}
+    report = host_report()
+    report["recipe"]["waiver"] = [waiver]
+    (found,) = recipe_of(report, "here").waiver
+    assert found.owner == "Ada" and found.expires == datetime.date(2026, 7, 31)
+    for wrong in ([waiver | {"expires": "soon"}], [waiver | {"metric": []}], [5], 5, [{}]):
+        report["recipe"]["waiver"] = wrong
+        with pytest.raises(UserError, match=r"^here: "):
+            recipe_of(report, "here")
 
 
 def test_settings_and_outcomes_that_cannot_be_are_refused(tmp_path: Path, bundle: Path) -> None:

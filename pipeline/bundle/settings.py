@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
+from pipeline.gate_waivers import waivers_of
 from pipeline.recipe import Recipe
 
 # What a device looks at. The rest says how networks were trained on the host, whose edgestill may know other keys.
@@ -43,7 +44,9 @@ def _read(values: Mapping[str, Any], where: str) -> Recipe:
     from pipeline.recipe_errors import lines_of
 
     try:
-        return Recipe.model_validate_json(json.dumps(values))  # as JSON: the days of waivers are text there
+        if isinstance(waivers := values.get("waiver"), list):  # JSON has no days
+            values = {**values, "waiver": [asdict(waiver) for waiver in waivers_of(waivers)]}
+        return Recipe.model_validate(dict(values))
     except ValidationError as error:
         line = lines_of(error, "recipe")[0]
         raise UserError(f"{where}: {line}; use the edgestill that wrote it") from None
