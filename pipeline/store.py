@@ -29,7 +29,7 @@ from pipeline.atomic import (
     write_json,
 )
 from pipeline.errors import UserError, nearest
-from pipeline.memory import advice, out_of_memory
+from pipeline.memory import told
 from pipeline.stage import RESUME_FOLDER, Context, Stage
 
 State = Literal["fresh", "stale", "missing", "unknown"]
@@ -213,8 +213,8 @@ class Store:
             # Native writers hide the cause: torch.save on a full disk is a RuntimeError without an errno.
             if no_space(error) or shutil.disk_usage(partial).free < _FULL_BYTES:
                 raise disk_full(partial) from error
-            if out_of_memory(error):
-                raise UserError(f"{stage.name}: {advice(stage.name)}; finished stages are kept") from error
+            if words := told(error, stage.name):
+                raise UserError(f"{stage.name}: {words}; finished stages are kept") from error
             raise
         with disk_errors(partial):
             remove_temporary(partial)

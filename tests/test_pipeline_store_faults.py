@@ -104,6 +104,28 @@ def test_ctrl_c_leaves_the_work_and_goes_on_as_an_interrupt(chain: Chain) -> Non
     assert manifest.read(folder)["resumed"] is True
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory; lower teacher.train.batch_size, or close other programs"),
+        (
+            RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. \nmore"),  # from a signal handler
+            (
+                "a decoding process ended early (DataLoader worker (pid 5) is killed by signal: Killed); "
+                "give it more memory or set data.workers lower"
+            ),
+        ),
+    ],
+)
+def test_what_the_kernel_took_is_said_with_what_to_lower(chain: Chain, error: Exception, said: str) -> None:
+    def fail(context: Context) -> None:
+        raise error
+
+    with pytest.raises(UserError) as caught:
+        chain.store.run([Stage(name="teacher", version=1, config={}, run=fail)], chain.said.append)
+    assert str(caught.value) == f"teacher: {said}; finished stages are kept"
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
