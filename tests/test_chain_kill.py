@@ -91,7 +91,6 @@ def test_ctrl_c_a_kill_and_a_second_run_in_the_same_store(
         second[0].err,
     ), second[0].err
     assert code == 130, said
-    said = [line for line in said if line]
     assert re.fullmatch(r"teacher: interrupted; .*/tiny/teacher-\w{12}\.partial keeps what was done", said[-2])
     assert said[-1] == "interrupted; run the same command again to resume"
     pid = server.start(*command)

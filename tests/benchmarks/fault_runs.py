@@ -87,8 +87,9 @@ class Server:
         """Exit code (negative: the signal that ended it) and what was said."""
         said: list[str] = []
         while not (line := self._line()).startswith("exit "):
-            said.append(line)
-            on_line(line)
+            if line:
+                said.append(line)
+                on_line(line)
         return int(line.split()[1]), said
 
     def run(

@@ -180,7 +180,7 @@ def serve() -> None:
                 sys.stderr.flush()
                 os._exit(code)
         _, status = os.waitpid(pid, 0)
-        print("exit", os.waitstatus_to_exitcode(status), flush=True)
+        print(f"\nexit {os.waitstatus_to_exitcode(status)}", flush=True)  # it may have died within a line
 
 
 if __name__ == "__main__":
