@@ -4,9 +4,9 @@ dHash (Krawetz, "Kind of Like That", 2013): the image in gray at 9 x 8, one bit 
 bits. Two images are near when at most `DISTANCE` bits differ. Found in time linear in the number of images: of
 DISTANCE + 1 bands of bits at least one must be equal, so only images that share a band are compared.
 
-It finds much and not all: pictures scaled, made brighter or noisier nearly always, 81 % of those saved as JPEG at quality
-60 (2,000 smooth ones, tests/test_pipeline_data_near.py). By chance 2 of 450 million pairs of CIFAR-10 images of two
-labels are near (tests/benchmarks/near_duplicates.py).
+It finds much and not all: pictures scaled, made brighter or noisier nearly always, 81 % of those saved as JPEG at
+quality 60 (2,000 smooth ones, tests/test_pipeline_data_near.py). By chance 2 of 450 million pairs of CIFAR-10 images of
+two labels are near (tests/benchmarks/near_duplicates.py).
 """
 
 from __future__ import annotations
