@@ -256,3 +256,21 @@ def test_a_teacher_fed_on_the_wrong_scale_is_told_so(patched: pytest.MonkeyPatch
     module.forward = lambda images: torch.nn.functional.pixel_shuffle(torch.nn.functional.conv2d(images, broken), 2)  # type: ignore[method-assign]
     damaged = diagnose(toy_dense.Toy, module, meta, source.validation, indices, min_accuracy=0.0)
     assert damaged.problems[0] == "NaN or infinite outputs for 12 of 12 images; its weights are damaged"
+
+
+def test_ranks_share_the_validation_images_and_score_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from pipeline.distillers.teacher import Network
+    from pipeline.recipe import Data
+
+    images = toy_dense.open_source(Data.model_construct(name="toy")).validation
+    data: Any = SimpleNamespace(validation_images=images, validation=np.arange(11))
+    network = Network(module=toy_dense.network(), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def scored(rank: int, world: int) -> float:
+        ranks = SimpleNamespace(rank=rank, world=world, mean=lambda mine: mine)
+        monkeypatch.setattr("pipeline.validation.current", lambda: ranks)
+        return toy_dense.Toy.score(network, data, device=torch.device("cpu"), dtype=torch.float32)
+
+    assert np.mean([scored(0, 2), scored(1, 2)]) == pytest.approx(scored(0, 1), rel=1e-9)

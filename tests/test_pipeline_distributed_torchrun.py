@@ -198,3 +198,15 @@ def test_a_batch_that_does_not_divide_is_refused_before_training(folder: Path) -
         "processes"
     )
     assert "exitcode  : 2" in said and "teacher: epoch" not in said
+
+
+@pytest.mark.slow
+def test_pictures_are_learned_by_two_processes_as_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "paper003-super-resolution"
+    code, said = torchrun(folder, "launch.py", "run", name, "--smoke", "--json", "--out", "two")
+    assert code == 0, said
+    monkeypatch.chdir(folder)
+    recipe = chain.as_recipe(name, (), smoke=True)
+    Store("one", recipe.name).run(chain.stages(recipe), lambda line: None, only=["distill"])
+    for stage in ("teacher", "distill"):
+        assert_close(curve(folder / "two" / recipe.name, stage), curve(folder / "one" / recipe.name, stage), 1e-3)
