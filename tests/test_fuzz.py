@@ -1,11 +1,12 @@
 """Everything untrusted, turned at random: no traceback, no hang, no write outside, memory bounded, one clear line.
 
-A few examples by default; EDGESTILL_FUZZ_EXAMPLES=2000 for a long look (tests/benchmarks/faults.py --only fuzz).
+A few examples by default; EDGESTILL_FUZZ_EXAMPLES=1000 for a long look, as tests/benchmarks/faults.py --only fuzz has.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 import os
@@ -18,18 +19,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_parts import small_bundle
+from bundle_parts import manifest_of, parts, small_bundle
 from cli_runner import Result, brightness_net, cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sample_run import sample_run
 
+from pipeline.bundle.archive import write_archive
+from pipeline.bundle.contents import MANIFEST
 from pipeline.data.decode import decode_image
 from pipeline.errors import UserError
 from pipeline.recipe import Data
+from pipeline.recipe_file import tomllib
 
 EXAMPLES = int(os.environ.get("EDGESTILL_FUZZ_EXAMPLES", "12"))
+PARTS = functools.cache(parts)
 LONGEST_S = 60.0  # of one command; a busy machine is slow
 MOST_GROWTH_KB = 1 << 20
 FUZZ = settings(
@@ -137,6 +142,25 @@ def test_recipes(changes: list[Any], tmp_path: Path) -> None:
     assert listing(tmp_path) == {"mine.toml"}
 
 
+def toml_of(value: Any) -> str:
+    """`value` as an inline TOML value; JSON's strings and numbers are TOML's, and there is no null."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {toml_of(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_of, value))}]"
+    return '""' if value is None else str(value).lower() if isinstance(value, float) else json.dumps(value)
+
+
+@FUZZ
+@given(edits=EDITS)
+def test_recipes_with_other_values(edits: list[Any], tmp_path: Path) -> None:
+    recipe = edited(tomllib.loads(RECIPE), edits)
+    lines = [f"{json.dumps(key)} = {toml_of(value)}" for key, value in recipe.items()]
+    (tmp_path / "mine.toml").write_text("\n".join(lines), errors="replace")
+    fair(lambda: cli("plan", tmp_path / "mine.toml", "--out", tmp_path / "out"))
+    assert listing(tmp_path) == {"mine.toml"}
+
+
 @FUZZ
 @given(edits=EDITS)
 def test_reports(edits: list[Any], run: Path, tmp_path: Path) -> None:
@@ -199,6 +223,23 @@ def test_bundles(changes: list[Any], tmp_path: Path) -> None:
     result = fair(lambda: cli("verify", tmp_path / "x.zip"))
     assert result.code == 1 or (tmp_path / "x.zip").read_bytes() == whole.read_bytes()
     assert listing(tmp_path) == {"whole.zip", "x.zip"}
+
+
+@FUZZ
+@given(edits=EDITS, place=st.floats(0, 1, exclude_max=True), honest=st.booleans())
+def test_bundles_with_other_values(edits: list[Any], place: float, honest: bool, tmp_path: Path) -> None:
+    """A well-formed archive with nonsense in one of its JSON files; `honest`: under the hash that it then has."""
+    files = dict(PARTS())
+    manifest = manifest_of(files)
+    name = [MANIFEST, *(name for name in files if name.endswith(".json"))][int(place * 4)]
+    if name == MANIFEST:
+        manifest = edited(manifest, edits)
+    else:
+        files[name] = json.dumps(edited(json.loads(files[name]), edits)).encode()
+        manifest = manifest_of(files) if honest else manifest
+    write_archive(tmp_path / "x.zip", files | {MANIFEST: json.dumps(manifest).encode()})
+    fair(lambda: cli("verify", tmp_path / "x.zip"))
+    assert listing(tmp_path) == {"x.zip"}
 
 
 @FUZZ

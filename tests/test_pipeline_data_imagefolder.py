@@ -115,6 +115,16 @@ def test_a_file_that_breaks_while_it_is_streamed(tmp_path, workers):
     assert str(caught.value) == f"{broken}: empty file; it could be read when this run began"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_changes_while_it_is_streamed(tmp_path, workers):
+    source = open_source(folder(flat_folder(tmp_path), memory_limit_mb=0))
+    path = source.train.listing.root / source.train.listing.names[3]
+    draw(path, 999)  # another image, whole and readable
+    with pytest.raises(UserError) as caught:
+        list(batches(source.train, np.arange(len(source.train)), 4, workers=workers))
+    assert str(caught.value) == f"{path}: changed while this run was going on; run it again"
+
+
 def test_every_bad_file_is_named_at_once(tmp_path):
     flat_folder(tmp_path)
     empty, cut, text, link = (tmp_path / "cat" / name for name in ("a.jpg", "1.jpg", "z.png", "zz.png"))

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -27,6 +28,7 @@ READING = STAGES[1:10]  # stages that look at the images
 TOGETHER = ("teacher", "distill", "control")  # stages in which all ranks take part
 STREAMED = ("--set", "data.memory_limit_mb=0", "--set", "data.workers=2")
 NOTICED = ("changed while this run was going on", "it could be read when this run began", "cannot be used; mend")
+TORCHRUN = re.compile(r"[EWI]\d{4} \d\d:")  # what its agent logs, tracebacks of its own included
 CHANGES = ("other pixels", "cut short", "removed", "added", "moved")
 
 
@@ -172,6 +174,7 @@ def ranks(bench: Bench) -> Tally:
             listen(line)
 
         code, said = bench.server.run(store, on_line=on_line, ranks=2)
+        said = [line for line in said if not TORCHRUN.match(line)]
         trouble = one_line(said) or ("" if any(RESUME in line for line in said) else "no word of how to go on")
         trouble = trouble if code == 1 else (f"exit {code}: {said[-1:]}" if code else "")
         again, lines = bench.server.run(store, ranks=2)

@@ -252,6 +252,7 @@ class Tally:
         self.failures: list[str] = []
         self.counts: dict[str, int] = {}
         self.begin = time.monotonic()
+        self.seconds: float | None = None  # where they are known otherwise
 
     def case(self, where: str, trouble: str = "") -> None:
         self.tried += 1
@@ -267,5 +268,5 @@ class Tally:
             "failed": len(self.failures),
             "failures": self.failures[:20],
             "where": self.counts,
-            "seconds": round(time.monotonic() - self.begin, 1),
+            "seconds": round(time.monotonic() - self.begin if self.seconds is None else self.seconds, 1),
         }

@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import fault_around
 import fault_cases
+import fault_fuzz
 from fault_runs import Bench, prepare, serving, whole
 
 from pipeline.environment import collect
 
-CASES = {**fault_cases.CASES, **fault_around.CASES}
+CASES = {**fault_cases.CASES, **fault_around.CASES, "fuzz": fault_fuzz.fuzz}
 STAND_INS = [
     "kill and the faults of a whole run: forks of one process, so that a run does not pay for torch's import",
     "the same: peak memory and first call are left out, but in the profile stage of every eighth store of kills",
@@ -65,15 +66,17 @@ def main() -> None:
                 so_far=lambda tally: write([*rows, tally.row()]),
             )
             for fault in given.only or CASES:
-                rows.append(CASES[fault](bench).row())
-                print(line(rows[-1]), flush=True)
+                found = CASES[fault](bench)
+                for tally in found if isinstance(found, list) else [found]:
+                    rows.append(tally.row())
+                    print(line(rows[-1]), flush=True)
                 write(rows)
     sys.exit(1 if any(row["failed"] for row in rows) else 0)
 
 
 def line(row: dict[str, Any]) -> str:
     counts = f"{row['tried']:>4} tried  {row['failed']:>3} failed  {row['seconds']:>7.1f} s"
-    text = f"{row['fault']:<12} {counts}  {row['what']}"
+    text = f"{row['fault']:<22} {counts}  {row['what']}"
     return "\n".join([text, *(f"    {failure}" for failure in row["failures"])])
 
 
