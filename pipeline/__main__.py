@@ -1,7 +1,7 @@
 """`python -m pipeline` is `edgestill`; under torchrun it is one of several processes that train together."""
 
 from pipeline.cli.main import main
-from pipeline.teamwork import several
+from pipeline.environment import several
 
 if __name__ == "__main__":
     if several():

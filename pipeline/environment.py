@@ -91,6 +91,11 @@ def memory_bytes() -> int | None:
     return None
 
 
+def several() -> bool:
+    """Whether this process was started as one of several, as torchrun does."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
+
+
 def devices() -> list[str]:
     """Accelerators by name: Jetson boards by device tree, NVIDIA cards by driver; empty if there are none."""
     found = []

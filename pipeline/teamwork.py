@@ -8,7 +8,6 @@ In between they wait without using the processor. Imports torch only where there
 from __future__ import annotations
 
 import functools
-import os
 import re
 import socket
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.environment import several
 from pipeline.errors import RecipeError, UserError
 from pipeline.recipe import Recipe
 from pipeline.stage import Context, Stage
@@ -38,11 +38,6 @@ class Task:
     stage: str
     folder: Path
     inputs: Mapping[str, Path]
-
-
-def several() -> bool:
-    """Whether this process was started as one of several."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
 
 
 def led(stage: Stage, recipe: Recipe) -> Stage:

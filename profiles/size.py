@@ -34,6 +34,8 @@ def _openvino_weights(path: Path) -> tuple[Path, ...]:
 
 
 def _external_data(path: Path) -> tuple[Path, ...]:
+    if b"location" not in path.read_bytes():  # the key that every such entry has; onnx's import costs more than this
+        return ()
     import onnx
     from onnx.external_data_helper import uses_external_data
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,15 @@ def test_a_copied_run_is_whole_and_judged_again(run: Path) -> None:
     found = cli("verify", run, "--json").json
     assert found["whole"] and found["verdict"] == found["recorded"] == "released" and found["taken"] == []
     assert [gate["outcome"] for gate in found["gates"]] == ["pass"] * 3
+
+
+def test_judging_again_loads_nothing_heavy(made: Path) -> None:
+    code = (
+        "import sys\nfrom pipeline.cli.main import main\ntry:\n    main()\nexcept SystemExit as end:\n"
+        "    print(end.code, {'torch', 'onnx', 'onnxruntime', 'openvino', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "verify", made], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 set()"
 
 
 @pytest.mark.parametrize(("limit", "code", "verdict"), [("0.1pt", 3, "REFUSED"), ("7pt", 4, "UNDECIDED")])
