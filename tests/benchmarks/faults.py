@@ -56,6 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="edgestill-faults-") as name:
         folder = Path(name)
         prepare(folder)
+        sys.path.append(name)  # its network
         with serving(folder) as server:
             bench = Bench(
                 folder=folder,
