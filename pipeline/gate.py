@@ -177,13 +177,16 @@ def _sentence(verdict: str, checks: tuple[Check, ...]) -> str:
     waived = [check.metric for check in checks if check.waived is not None]
     if verdict == "released" and waived:
         kept = len(checks) - len(waived)
+        if not kept:
+            return f"{subjects} keeps none of its limits, all are waived: {', '.join(waived)}"
         return f"{subjects} keeps {kept} of {len(checks)} limits, the rest is waived: {', '.join(waived)}"
     if verdict == "released":
         return f"{subjects} keeps {'its one limit' if len(checks) == 1 else f'all {len(checks)} limits'}"
     wanted = "fail" if verdict == "refused" else "undecided"
     bad = [check for check in checks if check.outcome == wanted and check.waived is None]
     verb = "breaks" if wanted == "fail" else "leaves undecided"
-    return f"{subjects} {verb} {len(bad)} of {len(checks)} limits: {', '.join(check.metric for check in bad)}"
+    many = "its one limit" if len(checks) == 1 else f"{len(bad)} of {len(checks)} limits"
+    return f"{subjects} {verb} {many}: {', '.join(check.metric for check in bad)}"
 
 
 def _decide(report: Mapping[str, Any], rule: Rule) -> Check:

@@ -112,7 +112,7 @@ def summary(report: Mapping[str, Any], verdict: Verdict) -> str:
     lines += ["", f"{_cell(verdict.assurance['sentence'])}.", ""]
     lines += [f"- {_cell(note)}" for note in verdict.notes]
     lines += [
-        f"- `{_code(row['path'] or row['name'])}` sha256 `{_code(row['sha256'] or 'unknown')}`"
+        f"- {_cell(row['name'])}: `{_code(row['path'] or 'no file')}` sha256 `{_code(row['sha256'] or 'unknown')}`"
         for row in evidence(report, verdict)["judged"]
     ]
     return "\n".join([*lines, ""])

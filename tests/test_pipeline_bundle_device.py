@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ def test_the_record_of_a_device_is_judged_again(record: Path, tmp_path: Path, sp
     copied = shutil.copytree(record, tmp_path / "copied")
     done = cli("verify", copied)
     assert done.code == 0 and "judged again from 6 files of samples: RELEASED  " in done.out, done.err
+    assert re.match(r"whole: 6 files of \d\S* kB are", done.out) and done.out.endswith(
+        f"next: edgestill gate {copied}\n"
+    )
     spoil(copied)
     done = cli("verify", copied)
     assert done.code == 1 and any(said.startswith(line) for said in done.err.splitlines()), done.err

@@ -46,6 +46,7 @@ class Verified:
     """What was looked at. `signed` is None without a signature; `trusted`: a list of signers vouches for its key.
 
     judged: the verdict again, None where there is no report, or one that `changes` says is not to be believed.
+    of_device: it is the record that a device made of a bundle.
     """
 
     files: int
@@ -54,6 +55,7 @@ class Verified:
     signed: str | None = None
     trusted: bool = False
     judged: Rejudged | None = None
+    of_device: bool = False
 
 
 def verify_bundle(path: Path, signers: Path | None = None) -> Verified:

@@ -60,9 +60,12 @@ def verify_run(folder: Path) -> Verified:
     judged, found = rejudged(report, _reader(folder))
     if judged is not None and not judged.samples:
         found.append(Change(file=REPORT, what="names no recorded samples, so its verdict cannot be judged again"))
-    if "bundle" in report and judged is not None:
-        files += judged.samples
-    return Verified(files=files, size_bytes=size, changes=tuple(dict.fromkeys([*changes, *found])), judged=judged)
+    if "bundle" in report and judged is not None:  # the record of a device: a report and its samples
+        places = {folder / place["path"] for row in report["subjects"] for place in (row.get("stored") or {}).values()}
+        files, size = files + len(places), size + sum(path.stat().st_size for path in places)
+    changes = list(dict.fromkeys([*changes, *found]))
+    of_device = "bundle" in report
+    return Verified(files=files, size_bytes=size, changes=tuple(changes), judged=judged, of_device=of_device)
 
 
 def _report(folder: Path, stages: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Change]]:

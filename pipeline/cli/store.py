@@ -48,8 +48,8 @@ def prune(folder: Path, keep: int, interrupted: bool, yes: bool, as_json: bool) 
             click.echo(f"nothing to remove; {folder} holds {format_bytes(sum(one.size_bytes for one in found))}")
             return
         if not yes and not sys.stdin.isatty():
-            raise RecipeError(f"{folder}: nobody to ask here; give --yes to remove {count} folders")
-        if not yes and not click.confirm(f"remove {count} folders, {format_bytes(size)}?"):
+            raise RecipeError(f"{folder}: nobody to ask here; give --yes to remove {folders(count)}")
+        if not yes and not click.confirm(f"remove {folders(count)}, {format_bytes(size)}?"):
             click.echo("nothing was removed")
             return
     freed, in_use = 0, []
@@ -101,3 +101,7 @@ def as_table(folder: Path, found: list[Holding]) -> dict[str, object]:
             for one in found
         ],
     }
+
+
+def folders(count: int) -> str:
+    return f"{count} folder{'s' * (count != 1)}"

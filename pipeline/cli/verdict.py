@@ -89,7 +89,7 @@ def gate(
         if "bundle" in found:
             say_next(f"edgestill report RUN --join {report}, on the host")
         else:
-            say_next(f"edgestill report {report}" if rules is None else "edgestill gate with other rules, or ship")
+            say_next(f"edgestill report {report}")
     ctx.exit(VERDICT_CODES[verdict.verdict])
 
 

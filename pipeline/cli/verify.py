@@ -99,4 +99,5 @@ def show_verified(subject: Path, found: Verified, signers: Path | None) -> None:
             click.echo(
                 f"taken as recorded: {', '.join(found.judged.taken[:3])}{f' and {many - 3} more' if many > 3 else ''}"
             )
-    say_next(shlex.join(["edgestill", "bundle" if subject.is_dir() else "profile", str(subject)]))
+    then = "profile" if not subject.is_dir() else "gate" if found.of_device else "bundle"
+    say_next(shlex.join(["edgestill", then, str(subject)]))
