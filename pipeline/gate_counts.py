@@ -18,6 +18,7 @@ from pipeline.intervals import (
     Interval,
     Pairs,
     exact_share,
+    mcnemar,
     paired_difference,
     paired_relative_drop,
     samples_by_width,
@@ -135,6 +136,24 @@ def drop_bounds(found: Counts, limit: Limit, factor: float, confidence: float) -
         interval = paired_relative_drop
     bounds = interval(found.pairs.scaled(factor), confidence)
     return Interval(value=100 * bounds.value, lower=100 * bounds.lower, upper=100 * bounds.upper)
+
+
+def told_beside(report: Mapping[str, Any], check: Mapping[str, Any]) -> str:
+    """What a page tells beside a drop of all samples, and no verdict looks at: discordant answers, McNemar's test."""
+    if check["metric"] != "accuracy_drop":
+        return ""
+    try:
+        pairs, n, _ = pairs_of(report, subject_of(report, check["subject"]), check["against"])
+    except UnmeasuredError:
+        return ""
+    if n != check["n"]:  # it is about a slice
+        return ""
+    p = mcnemar(pairs)
+    shown = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+    return (
+        f"of {n:,} images only {check['subject']} is right on {int(pairs.only_subject):,}, only {check['against']} on "
+        f"{int(pairs.only_against):,}; McNemar's exact test of no difference, which is not what the gate asks: {shown}"
+    )
 
 
 BOUNDS: dict[str, Bounds] = {

@@ -142,6 +142,17 @@ def paired_difference(pairs: Pairs, confidence: float = GATE_CONFIDENCE) -> Inte
     )
 
 
+def mcnemar(pairs: Pairs) -> float:
+    """The exact two-sided p of McNemar's (1947) test that both are equally good; whole counts only.
+
+    For reading: a gate that asked whether a drop is different from zero would release whatever a small set cannot tell.
+    """
+    b, c = int(pairs.only_subject), int(pairs.only_against)
+    k = np.arange(1, min(b, c) + 1, dtype=np.float64)
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log(b + c - k + 1) - np.log(k))])
+    return min(1.0, 2 * float(np.exp(log_choose - (b + c) * math.log(2)).sum()))
+
+
 def paired_relative_drop(pairs: Pairs, confidence: float = GATE_CONFIDENCE) -> Interval:
     """The relative drop 1 - p_subject / p_against on paired samples, as a fraction: the score interval of the ratio.
 

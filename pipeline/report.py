@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import charts, ledger
 from pipeline.errors import UserError
+from pipeline.gate_counts import told_beside
 from pipeline.gate_rules import heading
 from pipeline.ladder_view import ladder_view, terminal_lines
 from pipeline.quantities import ABSENT, show, signed
@@ -160,6 +161,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "chain": ledger.chain(report),
         "missing": ledger.not_measured(report),
         "checks": sorted(report["gates"], key=lambda c: order.get(c["outcome"], 1)),
+        "beside": {check["rule"]: told_beside(report, check) for check in report["gates"]},
         "distillation": report.get("distillation"),
         "ladder": ladder_view(report),
         "trained": trained,

@@ -11,9 +11,11 @@ from sample_report import CHOSEN, sample_report
 from pipeline.errors import RecipeError
 from pipeline.gate import assurance, judge
 from pipeline.gate_calibration import ece_bounds
+from pipeline.gate_counts import told_beside
 from pipeline.gate_rules import rule_of
 from pipeline.gate_waivers import waivers_of
 from pipeline.latency_evidence import Grouped, block_median_bounds, evidence
+from pipeline.report import render_html, render_markdown
 from pipeline.selection import no_gain
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.groups import by_column, reliability
@@ -302,3 +304,17 @@ def test_size_memory_and_energy_against_another_subject():
     assert check.outcome == "undecided" and check.reason.startswith("energy_j of teacher@openvino was not measured: ")
     with pytest.raises(RecipeError, match="against is missing: size_ratio compares two subjects"):
         told(report, {"metric": "size_ratio", "max": 0.5})
+
+
+def test_mcnemars_test_is_told_on_the_pages_and_judges_nothing():
+    report = sample_report()
+    rules = [{"metric": "accuracy_drop", "against": "teacher", "max": "6pt"}, {"metric": "size_bytes", "max": 200_000}]
+    report |= judge(report, rules).recorded()
+    drop, size = report["gates"]
+    text = told_beside(report, drop)
+    assert text.startswith(f"only {CHOSEN} is right on ") and text.endswith(
+        "which is not what the gate asks: p < 0.0001"
+    )
+    assert drop["outcome"] == "pass" and told_beside(report, size) == ""
+    assert text in render_markdown(report) and "exact test of no difference" in render_html(report)
+    assert told_beside(report, drop | {"n": 5}) == told_beside(report, drop | {"against": "nobody"}) == ""

@@ -13,6 +13,7 @@ from pipeline.intervals import (
     Interval,
     Pairs,
     exact_share,
+    mcnemar,
     median_bounds,
     paired_difference,
     paired_relative_drop,
@@ -110,6 +111,13 @@ def test_exact_share_agrees_with_the_beta_quantiles(k, n):
     found = exact_share(k, n, 0.99)
     assert found.lower == pytest.approx(beta.ppf(0.01, k, n - k + 1) if k else 0.0, abs=1e-9)
     assert found.upper == pytest.approx(beta.ppf(0.99, k + 1, n - k) if k < n else 1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 5), (12, 3), (0, 9), (300, 240), (2_000, 2_100)])
+def test_mcnemar_is_the_exact_binomial_test(b, c):
+    found = mcnemar(Pairs(both=700, only_subject=b, only_against=c, neither=40))
+    expected = pytest.importorskip("scipy.stats").binomtest(b, b + c).pvalue if b + c else 1.0
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_wilson_has_its_published_value():
