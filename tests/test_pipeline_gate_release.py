@@ -312,7 +312,7 @@ def test_mcnemars_test_is_told_on_the_pages_and_judges_nothing():
     report |= judge(report, rules).recorded()
     drop, size = report["gates"]
     text = told_beside(report, drop)
-    assert text.startswith(f"only {CHOSEN} is right on ") and text.endswith(
+    assert text.startswith(f"of 10,000 images only {CHOSEN} is right on ") and text.endswith(
         "which is not what the gate asks: p < 0.0001"
     )
     assert drop["outcome"] == "pass" and told_beside(report, size) == ""
