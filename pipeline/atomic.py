@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.errors import UserError
 
 TEMPORARY_SUFFIX = ".edgestill-tmp"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's OSError of a full disk, without an errno
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -97,7 +99,7 @@ def disk_errors(path: Path | str, *, needed_bytes: int | None = None) -> Iterato
 
 def disk_error(error: OSError, path: Path | str, *, needed_bytes: int | None = None) -> UserError:
     """The `UserError` for an `OSError` met while writing to `path`."""
-    if error.errno in _NO_SPACE:
+    if no_space(error):
         return disk_full(path, needed_bytes=needed_bytes)
     reason = error.strerror or str(error) or type(error).__name__
     return UserError(f"{path}: cannot be written ({reason}); mend that or give another --out")
@@ -116,7 +118,7 @@ def no_space(error: BaseException | None) -> bool:
         seen.add(id(error))
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             return True
-        if "no space left on device" in str(error).lower():
+        if "no space left on device" in str(error).lower() or _SHORT_WRITE.fullmatch(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

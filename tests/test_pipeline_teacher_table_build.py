@@ -106,15 +106,21 @@ def test_a_shard_that_was_finished_but_not_yet_renamed_is_taken(tmp_path, whole)
     assert teacher.calls == 0 and contents(tmp_path) == whole
 
 
-def test_a_kill_after_the_index_leaves_no_progress_file_to_the_next_build(tmp_path, whole, monkeypatch):
-    """It would be hashed with the table, whose digest then differs from an undisturbed one's."""
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "drop_progress", lambda *_: None)
-        filled(tmp_path, key(REPLAY), slices=EPOCHS)
-    (tmp_path / "shard-00000.json").unlink()
-    assert set(contents(tmp_path)) - set(whole) == {"shard-00001.json", "shard-00002.json"}
+@pytest.mark.parametrize("harm", ["progress", "shard", "index", "hash"])
+def test_what_a_kill_after_the_index_left_is_mended(tmp_path, whole, harm):
+    """Progress files would be hashed with the table, and so would what the disk made of it since."""
     filled(tmp_path, key(REPLAY), slices=EPOCHS)
+    path = tmp_path / ("shard-00001.f16" if harm == "shard" else "index.json")
+    data = path.read_bytes()
+    place = data.rindex(b"sha256") + 12 if harm == "hash" else 0
+    if harm == "progress":
+        (tmp_path / "shard-00002.json").write_text("{}")
+    else:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    again = Pixels()
+    filled(tmp_path, key(REPLAY), slices=EPOCHS, teacher=again)
     assert contents(tmp_path) == whole
+    assert again.calls == {"progress": 0, "shard": 8, "index": 20, "hash": 4}[harm], "shards that are whole stay"
 
 
 def test_a_finished_table_is_left_alone(tmp_path, whole):
@@ -135,7 +141,7 @@ def test_ranks_fill_disjoint_shards(tmp_path, whole):
     assert {path.name for path in tmp_path.glob("*.f16")} == {"shard-00001.f16"}
     filled(tmp_path, key(REPLAY), slices=EPOCHS, teacher=first, rank=0, world=2, barrier=barrier)
     assert contents(tmp_path) == whole
-    assert (first.calls, second.calls) == (12, 9) and len(waits) == 6
+    assert (first.calls, second.calls) == (12, 9) and len(waits) == 8
 
 
 def test_a_build_goes_on_with_another_number_of_ranks(tmp_path, whole):

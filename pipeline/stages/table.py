@@ -20,7 +20,7 @@ from pipeline.stages.data import Prepared, prepared
 from pipeline.stages.lesson import FROM_TEACHER, STUDENT, Lesson, checkpoint, learner_of, live_teacher, rehearse, tutors
 from pipeline.stages.network import network
 from pipeline.tasks import task_of
-from pipeline.teacher_table.decide import LIVE_FOR_PICTURES, Decision, decide, form_of, live_for_maps, view_count
+from pipeline.teacher_table.decide import FORMS, LIVE_FOR_PICTURES, Decision, decide, form_of, live_for_maps, view_count
 from pipeline.teacher_table.storage import HEADER, INDEX, read_header
 
 if TYPE_CHECKING:
@@ -251,9 +251,10 @@ def _decided(
     recipe: Recipe, lesson: Lesson, context: Context, data: Prepared, networks: list[Network], live: TeacherOutputs
 ) -> Decision:
     """The decision of an interrupted build stands: costs measured again might turn it."""
-    path = context.folder / DECISION
-    if path.exists() and (context.folder / FORM).exists():
-        return Decision(**{name: json.loads(path.read_text())[name] for name in ("form", "reason")})
+    (context.folder / HEADER).unlink(missing_ok=True)  # follows from the recipe: made anew, it cannot be damaged
+    if (kept := _kept(context.folder)) is not None:
+        write_json(context.folder / FORM, {"form": kept.form})
+        return kept
     from pipeline.distillers.teacher import Network
     from pipeline.teacher_table.costs import measure
     from pipeline.train import default_device
@@ -286,6 +287,17 @@ def _decided(
     )
     _write(context, decision)
     return decision
+
+
+def _kept(folder: Path) -> Decision | None:
+    """What an interrupted build decided; None where that was not written, or is damaged."""
+    try:
+        found = json.loads((folder / DECISION).read_bytes())
+        if found["form"] in FORMS and json.loads((folder / FORM).read_bytes()) == {"form": found["form"]}:
+            return Decision(form=found["form"], reason=str(found["reason"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _write(context: Context, decision: Decision) -> None:

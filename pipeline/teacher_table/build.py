@@ -25,10 +25,10 @@ from pipeline.teacher_table.storage import (
     ShardWriter,
     bytes_done,
     check_key,
-    drop_progress,
     finish,
     header_of,
     layout_of,
+    prove_finished,
     read_header,
 )
 
@@ -78,9 +78,10 @@ def build(
         layout = Layout.of(samples=len(ids), slices=slices, outputs=widths(outputs_of(teacher, first, key)))
         # Every rank reads the same facts, so each writes the same bytes.
         write_json(folder / HEADER, header_of(key, layout, teacher_accuracy))
+    if rank == 0:
+        prove_finished(folder, layout)
+    barrier()
     if (folder / INDEX).exists():
-        if rank == 0:
-            drop_progress(folder, layout)
         return
     check_space(folder, layout, free_bytes(folder))
     barrier()

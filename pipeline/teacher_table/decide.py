@@ -14,6 +14,7 @@ SMALL_TABLE = 0.10  # of the free disk: what one reader alone may take
 LARGE_TABLE = 0.90
 
 Outputs = Literal["auto", "live", "table"]
+FORMS = ("live", "finite", "replay")
 
 
 @dataclass(frozen=True, kw_only=True)

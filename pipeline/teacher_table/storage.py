@@ -134,6 +134,8 @@ def read_index(folder: Path, layout: Layout, *, hashes: bool = False) -> None:
             "it stopped"
         )
     entries = index.get("shards", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "sha256" in entry for entry in entries):
+        raise UserError(f"table: {folder / INDEX} is damaged; {AGAIN}")
     if len(entries) != layout.shards:
         raise UserError(f"table: {folder / INDEX} lists {len(entries)} shards of {layout.shards}; {AGAIN}")
     for shard, entry in enumerate(entries):
@@ -230,8 +232,28 @@ def finish(folder: Path, layout: Layout) -> None:
     drop_progress(folder, layout)
 
 
+def prove_finished(folder: Path, layout: Layout) -> None:
+    """Of a table that has an index: drop the progress files of a whole one, reopen one that is damaged.
+
+    Only a kill after the index brings it here again, with progress files left, or with shards that rotted since. Those
+    that are still as the index says stay.
+    """
+    if not (folder / INDEX).exists():
+        return
+    with contextlib.suppress(UserError):
+        read_index(folder, layout, hashes=True)
+        drop_progress(folder, layout)
+        return
+    entries = (_read_json(folder / INDEX) or {}).get("shards")
+    for shard, entry in enumerate(entries[: layout.shards] if isinstance(entries, list) else []):
+        rows = layout.shard_bytes(shard) // layout.row_bytes
+        record = {"rows": rows, "sha256": entry.get("sha256") if isinstance(entry, dict) else None}
+        write_json((folder / shard_name(shard)).with_suffix(".json"), record)  # the writer proves it
+    (folder / INDEX).unlink()
+
+
 def drop_progress(folder: Path, layout: Layout) -> None:
-    """Remove the progress files of a finished table; a kill may have come between some of them and the index."""
+    """Remove what only a table in the making needs."""
     for shard in range(layout.shards):
         (folder / Path(shard_name(shard)).with_suffix(".json")).unlink(missing_ok=True)
 
