@@ -192,7 +192,10 @@ def test_open_sizes_are_fixed_by_what_is_given(tmp_path):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    return images(tmp_path_factory.mktemp("pictures"), each=24)
+    folder = images(tmp_path_factory.mktemp("pictures"), each=24)
+    rows = [f"{path.relative_to(folder)},{'night' if int(path.stem) % 2 else 'day'}" for path in folder.rglob("*.png")]
+    (folder / "slices.csv").write_text("\n".join(["path,light", *rows]) + "\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +224,9 @@ def test_from_a_foreign_file_to_a_verdict(foreign, pictures, tmp_path, monkeypat
     assert [check["rule"].split()[0] for check in record.json["gates"]] == ["accuracy_drop", "speedup_p50"]
     assert cli("gate", "record", "--rules", "rules.toml").code == 0
     assert cli("gate", "record").code in (0, 3, 4)
+    (tmp_path / "night.toml").write_text('[[gate]]\nmetric = "accuracy"\nmin = 0.01\nslice = "light=night"\n')
+    (night,) = cli("gate", "record", "--rules", "night.toml", "--json").json["gates"]
+    assert night["outcome"] == "pass" and 0 < night["n"] < subjects["teacher"]["accuracy"]["n"]
     files = ["out/onnx-int8-cpu.onnx", "--against", "out/teacher.onnx"]
     pair = cli(
         "profile", *files, "--runtime", "onnxruntime", "--seconds", "0.1", "--blocks", "4", "--no-memory", "--json"
