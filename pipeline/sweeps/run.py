@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import chain, manifest
-from pipeline.atomic import write_bytes, write_json, write_text
+from pipeline.atomic import format_bytes, write_bytes, write_json, write_text
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage
@@ -68,6 +68,7 @@ def sweep(
     table.command += f" --repeats {repeats}" if repeats is not None else ""
     broken: Broken = {}
     with store.lock():
+        before = manifest.bytes_in(store.folder)
         if engine == "ray":
             from pipeline.sweeps.on_ray import train_all
 
@@ -91,6 +92,9 @@ def sweep(
                 table.write(at_most_every_s=WRITE_S)
         finally:
             table.write()
+        held = manifest.bytes_in(store.folder)
+    if held > before:  # a store never grows without saying so
+        say(f"{store.folder}: holds {format_bytes(held)}, {format_bytes(held - before)} of it new")
     return table.document()
 
 
