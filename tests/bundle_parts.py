@@ -85,6 +85,7 @@ def manifest_of(files: Mapping[str, bytes], **changes: Any) -> dict[str, Any]:
         },
         "samples": {split: {"n": n, "of": n} for split, n in SIZES.items()},
         "references": ["teacher"],
+        "slices": [],
         "files": {name: hash_of(content) for name, content in files.items()},
     } | changes
 
