@@ -176,6 +176,7 @@ def warm_up() -> None:
 
 
 def serve() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     torch.set_num_threads(1)
     warm_up()
     print("ready", flush=True)
