@@ -2,7 +2,7 @@
 
     python tests/benchmarks/super_resolution.py artifacts/paper003-super-resolution \\
         --set Set5=Set5/HR --set Set14=Set14 > artifacts/reference/super-resolution-set5-set14.json
-    python tests/benchmarks/super_resolution.py RUN --montage astronaut.png 4,32,56 OUT.png
+    python tests/benchmarks/super_resolution.py RUN --montage astronaut.png 4,34,42 OUT.png
 
 Every subject sees tiles of its own input size, as on a device; `teacher, whole images` is how papers run it. The inputs
 are the bicubic reductions of the photographs, cut to multiples of the scale; the border of the scale is not judged.
