@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import subprocess
 import threading
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fault_kills import kills
-from fault_runs import NAME, STAGES, Bench, Tally, one_line, serving
+from fault_runs import NAME, STAGES, Bench, Tally, one_line, serving, whole
 
 from pipeline.bundle.verify_run import verify_run
 from pipeline.errors import UserError
+
+WIDE = ("--set", "teacher.model=fault_net:build?width=2048")  # some 17 MB of activations a batch, and a gradient each
 
 
 @contextlib.contextmanager
@@ -179,17 +182,18 @@ def clock(bench: Bench) -> Tally:
 
 
 def memory(bench: Bench) -> Tally:
-    """An address space that may grow by a few MB only: one line that says what to lower; with enough, same results."""
+    """A wide teacher in an address space that may grow by little: one line says what to lower; with enough, the same."""
     tally = Tally("memory", "too little memory: one line that says what to lower; with enough, same results")
+    bench = dataclasses.replace(bench, whole=whole(bench.server, bench.folder / "wide", *WIDE))
     store = bench.folder / "small"
     for _ in range(bench.many(40)):
         shutil.rmtree(store, ignore_errors=True)
-        code, said = bench.server.run(store, memory_mb=bench.random.randint(0, 48))
+        code, said = bench.server.run(store, *WIDE, memory_mb=bench.random.randint(0, 160))
         trouble = "" if code == 0 else f"exit {code}: {said[-1:]}"
         if code == 1:
             trouble = one_line(said) or ("" if "out of memory; lower " in said[-1] else said[-1])
         begun = [line.partition(":")[0] for line in said if ": building" in line]
-        again, lines = bench.server.run(store)
+        again, lines = bench.server.run(store, *WIDE)
         trouble = trouble or (f"exit {again}: {lines[-1]}" if again else bench.same(store))
         tally.case("enough" if code == 0 else begun[-1] if begun else "start", trouble)
     return tally
