@@ -182,7 +182,7 @@ def clock(bench: Bench) -> Tally:
 
 
 def memory(bench: Bench) -> Tally:
-    """A wide teacher in an address space that may grow by little: one line says what to lower; with enough, the same."""
+    """A wide teacher in an address space that may grow by little: one line says what to lower; resumed, the same."""
     tally = Tally("memory", "too little memory: one line that says what to lower; with enough, same results")
     bench = dataclasses.replace(bench, whole=whole(bench.server, bench.folder / "wide", *WIDE))
     store = bench.folder / "small"
