@@ -39,7 +39,7 @@ from pipeline.intervals import Pairs, paired_difference
 
 OURS = "edgestill"
 WITHIN = 0.03
-CLOSE, LOOKS = 1.3, 5  # within this of its maker's fastest a subject is looked at again, so many times
+CLOSE, LOOKS = 1.3, 3  # within this of its maker's fastest a subject is looked at again, so many times
 
 
 def choose(network: dict[str, Any], batch: int, args: argparse.Namespace) -> tuple[dict[str, dict], dict[str, float]]:
@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="of each contender in an opening (0.5)")
     parser.add_argument("--choice-seconds", type=float, default=0.3, help="of each subject in the choice (0.3)")
     parser.add_argument("--blocks", type=int, default=6, help="interleaved rounds of an opening (6)")
-    parser.add_argument("--openings", type=int, default=8, help="times that the contenders are loaded anew (8)")
+    parser.add_argument("--openings", type=int, default=6, help="times that the contenders are loaded anew (6)")
     parser.add_argument("--batches", default="1,32", help="sizes with commas between (1,32)")
     parser.add_argument("--threads", type=int, default=1, help="the same for everybody (1)")
     parser.add_argument("--only", help="names of networks, with commas between")
