@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +50,25 @@ def _load(path: Path, *, external: bool) -> ModelProto:
     # Protobuf reads many a foreign file, an empty one included, as a message without content.
     if not model.ir_version or not model.graph.node:
         raise ExportError(f"{path}: not an ONNX file; it holds no graph")
+    if (text := next(_undecoded(model), None)) is not None:
+        raise ExportError(f"{path}: damaged; the text {text!r} in it is not UTF-8")
     return model
+
+
+def _undecoded(message: Any) -> Iterator[bytes]:
+    """Names and other texts that are not UTF-8: protobuf hands them out as bytes, which no caller is prepared for."""
+    if message.DESCRIPTOR.name == "TensorProto":  # its weights are not to be copied for that
+        texts = [message.name]
+    else:
+        texts = []
+        for field, value in message.ListFields():
+            values = [value] if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else value
+            if field.type == field.TYPE_STRING:
+                texts += values
+            elif field.type == field.TYPE_MESSAGE:
+                for inner in values:
+                    yield from _undecoded(inner)
+    yield from (text for text in texts if isinstance(text, bytes))
 
 
 def save_model(model: ModelProto, path: Path | str) -> None:

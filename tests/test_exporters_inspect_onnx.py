@@ -73,6 +73,14 @@ def test_a_foreign_file_without_weights(tmp_path):
     assert found["metadata"] == {} and found["producer"] is None
 
 
+def test_text_that_is_none_is_shown(tmp_path):
+    path = save(tmp_path / "r.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    path.write_bytes(path.read_bytes().replace(b"Relu", b"Re\xecu"))
+    with pytest.raises(ExportError) as error:
+        describe(path)
+    assert str(error.value) == f"{path}: damaged; the text b'Re\\xecu' in it is not UTF-8"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
