@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.models.checkpoint import ModelMeta
 
 MOST = 40  # images worth waiting for
+FEW = 10  # images on which a good teacher may look like chance
 SURE = 0.99
 CPU = torch.device("cpu")
 FEEDINGS = {  # preprocessings in common use: mean and std on the scale 0 to 1
@@ -75,7 +76,8 @@ def diagnose(
     bounds = mean_bounds(moments_of(moments(np.array(own) - np.array(trivial))), SURE)
     if not bounds.lower > 0 or not np.isfinite(accuracy):
         cause = refed(task, network, images, chosen[:CLOSER], meta) if not damaged else ""
-        advice = cause or "train it longer, or give the weights that belong to this network and data"
+        more = "more validation images (data.validation) may tell, " if n < FEW and accuracy > chance else ""
+        advice = cause or f"{more}train it longer, or give the weights that belong to this network and data"
         problems.append(f"{got} cannot be told from a trivial answer ({least}); {advice}")
     elif accuracy < min_accuracy:
         problems.append(f"{got} is below min_accuracy = {min_accuracy:g} ({least}); train it longer, or lower the bar")
