@@ -49,6 +49,12 @@ def touched(image: np.ndarray, how: str) -> np.ndarray:
 OTHERS = 2_000
 FOUND = {"jpeg": 1_627, "scaled": 2_000, "brighter": 2_000, "noise": 2_000}
 COPIES = 40
+SEEN = {
+    "jpeg": 35,
+    "scaled": 40,
+    "brighter": 40,
+    "noise": 40,
+}  # of the test's own copies: a change that finds fewer shows
 
 
 def found_of(how: str) -> int:
@@ -82,7 +88,7 @@ def test_touched_copies_are_found_and_others_are_not(how: str) -> None:
     train, test = photos(200, seed=1), photos(200, seed=2)
     test[:COPIES] = [touched(image, how) for image in train[100:140]]
     facts = near_facts(set_of(train), set_of(test), train=np.arange(200), calibration=np.arange(90))
-    assert fewest(how) <= facts["train_in_test"]["n"] <= COPIES and facts["train_in_test"]["of"] == 200
+    assert max(fewest(how), SEEN[how]) <= facts["train_in_test"]["n"] <= COPIES and facts["train_in_test"]["of"] == 200
     assert facts["calibration_in_test"]["n"] == 0
     place, other = facts["train_in_test"]["examples"][0]
     assert place - other == 100
