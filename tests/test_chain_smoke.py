@@ -22,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 COMMAND = ("run", "digits", "--smoke")
 TAUGHT = ["data", "teacher", "teacher-check", "table", "distill", "control"]
 STAGES = [*TAUGHT, "export", "quantize", "evaluate", "profile", "gate"]
-LENIENT = ("gate.0.max=100pt", "gate.1.min=0.001", "gate.2.max=1e9")
+# A machine that is busy enough leaves any speed-up undecided; these tests are about what a release leaves behind.
+WAIVER = '{metric = "speedup_p50", owner = "Ada", reason = "a busy machine", expires = 2199-12-31}'
+LENIENT = ("gate.0.max=100pt", "gate.1.min=0.001", "gate.2.max=1e9", f"waiver=[{WAIVER}]")
 TOP = {"schema_version", "recipe", "environment", "data", "subjects", "comparisons", "gates", "verdict"}
 SUBJECT = {
     *("name", "stage", "format", "precision", "runtime", "path", "sha256", "size_bytes", "params", "macs", "flops"),
