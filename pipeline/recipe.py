@@ -122,10 +122,11 @@ class Quantize(Part):
 
     later: ClassVar[frozenset[str]] = frozenset({"ladder", "ladder_stop", "qat"})
 
-    forms: tuple[Literal["portable", "cpu", "gpu", "trt86", "nncf"], ...] = Field(
+    forms: tuple[Literal["portable", "cpu", "gpu", "trt86", "nncf", "nncf-mixed"], ...] = Field(
         ("portable", "cpu"),
         description="portable: signed, TensorRT and OpenVINO; cpu: unsigned, ONNX Runtime; gpu: fp16 leftovers, for "
-        "TensorRT 10 and later; trt86: opset 17, for TensorRT 8.6; nncf: OpenVINO's own, where NNCF is installed",
+        "TensorRT 10 and later; trt86: opset 17, for TensorRT 8.6; nncf: OpenVINO's own, where NNCF is installed; "
+        "nncf-mixed: the same with asymmetric activations where they have both signs",
     )
     samples: AtLeastOne = Field(256, description="calibration images")
     method: Literal["minmax", "entropy", "percentile"] = Field(

@@ -11,7 +11,7 @@ from exporters import EXPORTERS, open_runner
 from exporters.artifact import ExportError, IOSpec, Preprocessing, input_specs, read_metadata
 from exporters.openvino_ir import inputs_of, read_properties, weights_of
 from exporters.parity import compare
-from exporters.to_openvino import NncfExporter, OpenVinoExporter, convert_ir, quantize_nncf
+from exporters.to_openvino import PRESETS, NncfExporter, OpenVinoExporter, convert_ir, quantize_nncf
 
 pytest.importorskip("openvino", reason="openvino is not installed; pip install 'edgestill[openvino]'")
 needs_nncf = pytest.mark.skipif(NncfExporter().unavailable() is not None, reason=str(NncfExporter().unavailable()))
@@ -22,9 +22,10 @@ def plain(tmp_path_factory):
     return convert_ir(file("fp32"), tmp_path_factory.mktemp("ir") / "plain.xml")
 
 
-@pytest.fixture(scope="module")
-def int8(tmp_path_factory):
-    return quantize_nncf(file("fp32"), tmp_path_factory.mktemp("nncf") / "int8.xml", batches=batches())
+@pytest.fixture(scope="module", params=PRESETS)
+def int8(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("nncf") / f"{request.param}.xml"
+    return quantize_nncf(file("fp32"), path, form=request.param, batches=batches())
 
 
 def test_ir_carries_what_the_onnx_file_carried_and_is_read_without_openvino(plain):
@@ -82,7 +83,7 @@ def test_what_is_no_ir_is_one_line(tmp_path, text, message):
 def test_nncf_makes_int8_that_openvino_runs(int8):
     assert (int8.kind, int8.precision) == ("openvino", "int8") and {"openvino", "nncf"} <= set(int8.made_by)
     found = read_metadata(int8.path)
-    assert (found["precision"], found["form"], found["calibration_samples"]) == ("int8", "nncf", "8")
+    assert (found["precision"], found["form"], found["calibration_samples"]) == ("int8", int8.path.stem, "8")
     assert found["calibration_sha256"] == read_metadata(file("portable"))["calibration_sha256"]
     assert Preprocessing.of_file(int8.path) == PREPROCESSING
     with (
@@ -93,6 +94,22 @@ def test_nncf_makes_int8_that_openvino_runs(int8):
         assert compare(reference, candidate, feeds()).sqnr_db > 20
         layers = candidate.profile_layers(feeds(1)[0], 1)
     assert any("_I8" in operator for _, operator, _ in layers), "convolutions run in int8"
+
+
+@needs_nncf
+def test_only_the_mixed_form_shifts_its_ranges(int8):
+    """The network's input has both signs and is not centred: symmetric ranges go from -128 s to 127 s nevertheless."""
+    import openvino
+
+    model = openvino.Core().read_model(str(int8.path))
+    (first,) = (
+        target.get_node()
+        for target in model.inputs[0].get_target_inputs()
+        if target.get_node().get_type_name() == "FakeQuantize"
+    )
+    low, high = (float(first.input_value(i).get_node().data.ravel()[0]) for i in (1, 2))
+    assert low < 0 < high
+    assert (-low / high == pytest.approx(128 / 127, rel=1e-4)) == (int8.path.stem == "nncf")
 
 
 @needs_nncf

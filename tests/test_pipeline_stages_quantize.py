@@ -79,6 +79,25 @@ def test_the_ranking_is_recorded_and_its_worst_three_are_said(run):
     assert lines[-1] == f"quantize: onnx-int8, most sensitive layers, each quantized alone: {worst}"
 
 
+def test_forms_of_nncf_are_ir_beside_the_onnx_forms(run):
+    pytest.importorskip("nncf", reason="nncf is not installed; pip install 'edgestill[nncf]'")
+    index, lines, folder = run(forms=["cpu", "nncf", "nncf-mixed"])
+    assert list(index) == ["onnx-int8-cpu", "openvino-int8-nncf", "openvino-int8-nncf-mixed"]
+    for form, name in quantize.NNCF.items():
+        assert index[name]["artifact"]["kind"] == "openvino" and index[name]["parity"]["sqnr_db"] > 20
+        assert read_metadata(folder / f"{name}.xml")["form"] == form
+        assert f"quantize: {name}, nncf: min-max on 8 samples" in lines
+
+
+def test_without_nncf_its_forms_are_left_out_and_said(run, monkeypatch):
+    from exporters.to_openvino import NncfExporter
+
+    monkeypatch.setattr(NncfExporter, "unavailable", lambda self: "nncf is not installed")
+    index, lines, _ = run(forms=["cpu", "nncf-mixed"])
+    assert list(index) == ["onnx-int8-cpu"]
+    assert lines[-1] == "quantize: openvino-int8-nncf-mixed is left out: nncf is not installed"
+
+
 @pytest.mark.parametrize("percentile", [0, 49.9, 100.1, "many"])
 def test_a_percentile_is_a_share_that_keeps_most(percentile):
     with pytest.raises(ValueError, match="percentile"):

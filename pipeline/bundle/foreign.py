@@ -133,12 +133,14 @@ def writers(
             teacher, out / f"{NAMES[form]}.onnx", form=form, batches=stream, say=lambda _: None, **kept
         )
 
-    def nncf() -> Artifact | str:
-        return NncfExporter().unavailable() or quantize_nncf(teacher, out / f"{NNCF}.xml", batches=stream)
+    def nncf(form: str) -> Callable[[], Artifact | str]:
+        return lambda: (
+            NncfExporter().unavailable() or quantize_nncf(teacher, out / f"{NNCF[form]}.xml", form=form, batches=stream)
+        )
 
     found: dict[str, Callable[[], Artifact | str]] = {"onnx-fp16": fp16}
     for form in settings.forms:
-        found[NNCF if form == "nncf" else NAMES[form]] = nncf if form == "nncf" else int8(form)
+        found[(NNCF | NAMES)[form]] = nncf(form) if form in NNCF else int8(form)
     return found
 
 

@@ -12,7 +12,7 @@ from pipeline.cli.arguments import InputShape, Subject, file_shapes, input_optio
 from pipeline.cli.output import console, print_json, say_next, table
 from pipeline.errors import UserError
 
-FORMS = ("portable", "cpu", "gpu", "trt86", "nncf")
+FORMS = ("portable", "cpu", "gpu", "trt86", "nncf", "nncf-mixed")
 METHODS = ("minmax", "entropy", "percentile")
 
 

@@ -17,13 +17,13 @@ from pipeline.stages.export import INDEX, compare_files, parity_feeds, said
 
 NAME = "quantize"
 NAMES = {"portable": "onnx-int8", "cpu": "onnx-int8-cpu", "gpu": "onnx-int8-gpu", "trt86": "onnx-int8-trt86"}
-NNCF = "openvino-int8-nncf"
+NNCF = {"nncf": "openvino-int8-nncf", "nncf-mixed": "openvino-int8-nncf-mixed"}
 LEAST_DB = 3.0  # below this the graph is broken, not coarse; what coarseness costs is the gate's business
 
 
 def stage(recipe: Recipe) -> Stage:
     assert recipe.quantize
-    stamp = nncf_stamp if "nncf" in recipe.quantize.forms else None
+    stamp = None if NNCF.keys().isdisjoint(recipe.quantize.forms) else nncf_stamp
     return Stage(
         name=NAME,
         version=1,
@@ -56,8 +56,8 @@ def run(recipe: Recipe, context: Context) -> None:
     )
     index: dict[str, Any] = {}
     for form in recipe.quantize.forms:
-        if form == "nncf":
-            index |= by_nncf(source, context, stream, data)
+        if form in NNCF:
+            index |= by_nncf(form, source, context, stream, data)
             continue
         name = NAMES[form]
         path = context.folder / f"{name}.onnx"
@@ -88,17 +88,20 @@ def nncf_stamp() -> dict[str, str]:
     return installed_versions("nncf", "openvino")
 
 
-def by_nncf(source: Path, context: Context, stream: CalibrationStream, data: Prepared) -> dict[str, Any]:
+def by_nncf(form: str, source: Path, context: Context, stream: CalibrationStream, data: Prepared) -> dict[str, Any]:
     """OpenVINO's own int8 file, by NNCF on the same samples; {} with the reason said where NNCF is not installed."""
     from exporters import open_runner
     from exporters.parity import compare
     from exporters.to_openvino import NncfExporter, quantize_nncf
 
+    name = NNCF[form]
     if reason := NncfExporter().unavailable():
-        context.say(f"quantize: {NNCF} is left out: {reason}")
+        context.say(f"quantize: {name} is left out: {reason}")
         return {}
-    path = context.folder / f"{NNCF}.xml"
-    artifact = quantize_nncf(source, path, batches=stream, say=lambda line: context.say(f"quantize: {NNCF}, {line}"))
+    path = context.folder / f"{name}.xml"
+    artifact = quantize_nncf(
+        source, path, form=form, batches=stream, say=lambda line: context.say(f"quantize: {name}, {line}")
+    )
     feeds = parity_feeds(data, source, stream.batch)
     with (
         open_runner("openvino", source, threads=1, shapes=feeds[0].shape) as reference,
@@ -107,12 +110,12 @@ def by_nncf(source: Path, context: Context, stream: CalibrationStream, data: Pre
         found = compare(reference, candidate, feeds)
     if not found.sqnr_db >= LEAST_DB:
         raise UserError(
-            f"quantize: {NNCF} differs from onnx-fp32: {found.sqnr_db:.1f} dB on real samples, at least {LEAST_DB:g} "
-            'dB wanted; leave "nncf" out of quantize.forms'
+            f"quantize: {name} differs from onnx-fp32: {found.sqnr_db:.1f} dB on real samples, at least {LEAST_DB:g} "
+            f'dB wanted; leave "{form}" out of quantize.forms'
         )
     parity = found.to_json() | {"against": source.stem}
-    context.say(f"quantize: {NNCF}; {said(parity)}")
-    return {NNCF: {"artifact": artifact.to_json(), "parity": parity}}
+    context.say(f"quantize: {name}; {said(parity)}")
+    return {name: {"artifact": artifact.to_json(), "parity": parity}}
 
 
 class CalibrationStream:

@@ -72,6 +72,7 @@ def network_of_torchvision(name: str, folder: Path) -> dict[str, Any]:
     from exporters.to_fp16 import convert_fp16
     from exporters.to_onnx import OnnxExporter
     from exporters.to_openvino import NncfExporter, quantize_nncf
+    from pipeline.stages.quantize import NNCF
 
     folder.mkdir(parents=True, exist_ok=True)
     source, images = folder / "onnx-fp32.onnx", noise()
@@ -84,9 +85,9 @@ def network_of_torchvision(name: str, folder: Path) -> dict[str, Any]:
         quantize_int8(source, folder / f"{stem}.onnx", form=form, batches=stream)
     builder = {"builder": "lineup:build_random", "args": {"name": name}}
     names = [f"{stem}.onnx" for stem in ("onnx-fp32", "onnx-fp16", *FORMS.values())]
-    if NncfExporter().unavailable() is None:
-        names.append("openvino-int8-nncf.xml")
-        quantize_nncf(source, folder / names[-1], batches=stream)
+    for form, stem in NNCF.items() if NncfExporter().unavailable() is None else ():
+        names.append(f"{stem}.xml")
+        quantize_nncf(source, folder / names[-1], form=form, batches=stream)
     made = torch_subjects(builder)
     for file in names:
         made += files(folder / file)
