@@ -26,7 +26,6 @@ from exporters.calibration_samples import CalibrationSamples
 from exporters.onnx_file import first_line, graph_precision, io_specs, load_model, replace_bytes
 from exporters.openvino_ir import KEY, SUFFIX, WEIGHTS_SHA256, weights_of
 
-
 PRESETS = {"nncf": "PERFORMANCE", "nncf-mixed": "MIXED"}  # form -> NNCF's name for how activations are quantized
 
 
