@@ -267,6 +267,7 @@ def _teacher(report: Mapping[str, Any], row: Row) -> Mapping[str, Any]:
 def _times(ours: Any, theirs: Any) -> str:
     if show(ours) == ABSENT or show(theirs) == ABSENT or not ours or not theirs:
         return "not compared"
-    if ours <= theirs:
-        return f"{show(theirs / ours, 'x')} less than the teacher"
-    return f"{show(ours / theirs, 'x')} more than the teacher"
+    times = show(max(ours, theirs) / min(ours, theirs), "x")
+    if times == show(1.0, "x"):
+        return "the same as the teacher"
+    return f"{times} {'less' if ours < theirs else 'more'} than the teacher"

@@ -141,6 +141,24 @@ def test_the_chain_ends_with_what_ships(released):
     assert [hop.chosen for hop in hops] == [False] * 4 + [True]
 
 
+@pytest.mark.parametrize(
+    ("memory", "text"),
+    [
+        (94_000_000, "2.00\u00d7 less than the teacher"),
+        (188_000_000, "the same as the teacher"),
+        (188_100_000, "the same as the teacher"),
+        (376_000_000, "2.00\u00d7 more than the teacher"),
+        (None, "not compared"),
+    ],
+)
+def test_a_headline_says_how_it_stands_to_the_teacher(released, memory, text):
+    teacher = next(row for row in released["subjects"] if row["name"] == "teacher@openvino")
+    chosen = next(row for row in released["subjects"] if row["name"] == released["selection"]["chosen"])
+    teacher["peak_memory_bytes"], chosen["peak_memory_bytes"] = 188_000_000, memory
+    (tile,) = (tile for tile in ledger.tiles(released) if tile.name == "peak memory")
+    assert tile.against == text
+
+
 def test_reasons_of_what_was_not_measured_are_told_once():
     found = ledger.not_measured(sample_report(latency=False))
     assert found == [
