@@ -93,7 +93,7 @@ def edgestill(*args: str, cwd: Path | None = None) -> subprocess.CompletedProces
         check=False,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         cwd=cwd,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -106,17 +106,17 @@ def test_the_real_process_has_the_same_codes(tmp_path: Path) -> None:
 def test_interrupting_says_how_to_resume(tmp_path: Path) -> None:
     code = (
         "import sys, pipeline.cli.main as m\n"
-        "def wait(*a, **k):\n    import time; print('ready', flush=True); time.sleep(30)\n"
+        "def wait(*a, **k):\n    import time; print('ready', flush=True); time.sleep(300)\n"
         "m.group.main = wait\nm.main(['run', 'digits'])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "interrupted; run the same command again to resume\n")
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f"{sys.executable} -m pipeline list --json | head -c 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
     assert (done.stdout, done.stderr) == ("{", "")

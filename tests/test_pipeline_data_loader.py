@@ -90,7 +90,7 @@ def test_leaving_early_ends_the_workers():
     stream.close()
     del stream
     for child in multiprocessing.active_children():
-        child.join(timeout=10)
+        child.join(timeout=60)
     assert not multiprocessing.active_children()
 
 
