@@ -14,7 +14,7 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 from pipeline.stages import data, distill, evaluate, export, gate, ladder, profile, qat, quantize, teacher
 from pipeline.stages.subjects import climbed
-from pipeline.teamwork import led
+from pipeline.training.teamwork import led
 
 if TYPE_CHECKING:
     from pipeline.store import StageStatus
@@ -73,7 +73,7 @@ def run(
     Raises `UserError` (a ValueError) with one line for everything that the user can mend.
     """
     from pipeline.recipe_file import check_files
-    from pipeline.report import load
+    from pipeline.reports.report import load
     from pipeline.store import Store
 
     command = shlex.join(

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from pipeline.gate import judge
-from pipeline.gate_rules import RuleLike, describe
+from pipeline.gates.judge import judge
+from pipeline.gates.rules import RuleLike, describe
+from pipeline.gates.selection import ACCURACY_METRICS, MEAN_METRICS, breaks
 from pipeline.quantities import show
-from pipeline.selection import ACCURACY_METRICS, MEAN_METRICS, breaks
 
 State = Literal["holds", "undecided", "misses"]
 STATES: tuple[State, ...] = ("holds", "undecided", "misses")  # from good to bad

@@ -15,11 +15,11 @@ import torch
 
 from pipeline.distillers.teacher import Network
 from pipeline.errors import UserError
-from pipeline.intervals_mean import mean_bounds, moments_of
+from pipeline.gates.intervals_mean import mean_bounds, moments_of
 from pipeline.quantities import show
 from pipeline.tasks.dense import moments
 from pipeline.tiles import tiled
-from pipeline.validation import forward, judging
+from pipeline.training.validation import forward, judging
 
 if TYPE_CHECKING:
     from pipeline.models.checkpoint import ModelMeta

@@ -217,7 +217,7 @@ class GateRule(Part):
 
     @model_validator(mode="after")
     def _known(self) -> GateRule:
-        from pipeline.gate_rules import check_rule
+        from pipeline.gates.rules import check_rule
 
         check_rule(self)
         return self
@@ -239,7 +239,7 @@ class GateWaiver(Part):
 
     @model_validator(mode="after")
     def _known(self) -> GateWaiver:
-        from pipeline.gate_rules import check_metric
+        from pipeline.gates.rules import check_metric
 
         check_metric(self.metric)
         return self

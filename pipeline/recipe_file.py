@@ -246,7 +246,7 @@ def check_files(recipe: Recipe) -> None:
 def schema() -> dict[str, Any]:
     """JSON Schema of a recipe, with names from the tables, so that editors complete and explain keys."""
     from pipeline.data import SOURCES
-    from pipeline.gate_rules import METRICS
+    from pipeline.gates.rules import METRICS
     from pipeline.losses import LOSSES
     from pipeline.tasks import TASKS
 

@@ -25,7 +25,7 @@ from pipeline.bundle.contents import (
     outcomes_file,
 )
 from pipeline.bundle.pack import as_json, hash_of
-from pipeline.gate import judge
+from pipeline.gates.judge import judge
 from pipeline.recipe_file import load_recipe
 from pipeline.tasks.classification import Classification
 

@@ -1,4 +1,4 @@
-"""Small trainings that one process, or each of several, does: what `test_pipeline_distributed.py` compares.
+"""Small trainings that one process, or each of several, does: what `test_pipeline_training_distributed.py` compares.
 
 Apart from the tests, because the processes that join one another import this alone.
 """
@@ -24,11 +24,11 @@ from pipeline.distillers.learner import Learner
 from pipeline.distillers.mutual import Mutual
 from pipeline.distillers.offline import offline
 from pipeline.distillers.teacher import LiveTeacher, Network
-from pipeline.distributed import current, join, leave
 from pipeline.errors import UserError
 from pipeline.recipe import LossTerm, Training
-from pipeline.train import TrainData, TrainResult, train
-from pipeline.train_state import Checkpointer
+from pipeline.training.distributed import current, join, leave
+from pipeline.training.state import Checkpointer
+from pipeline.training.train import TrainData, TrainResult, train
 
 SAMPLES, CLASSES, BATCH, EPOCHS = 48, 3, 8, 3  # 40 to train on in steps of 8, 8 to validate on
 SIZES = {"input_size": (1, 8, 8), "samples": SAMPLES - 8, "num_classes": CLASSES}

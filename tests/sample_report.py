@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.intervals import wilson
+from pipeline.gates.intervals import wilson
 
 N = 10_000
 TEACHER_BLOCKS, STUDENT = 30, "student"

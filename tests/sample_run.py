@@ -15,10 +15,10 @@ from sample_report import sample_report
 
 from pipeline import manifest
 from pipeline.atomic import write_json
-from pipeline.gate import judge
-from pipeline.gate_rules import rule_of
-from pipeline.report import render_html, render_markdown
-from pipeline.selection import select
+from pipeline.gates.judge import judge
+from pipeline.gates.rules import rule_of
+from pipeline.gates.selection import select
+from pipeline.reports.report import render_html, render_markdown
 from pipeline.stage import Context, Stage
 from pipeline.stages.evaluate import write_outcomes
 from pipeline.stages.profile import KINDS, ratios

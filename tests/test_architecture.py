@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import pytest
 
-from pipeline.gate_rules import METRICS
+from pipeline.gates.rules import METRICS
 from pipeline.registry import load
 
 if sys.version_info >= (3, 11):
@@ -39,7 +39,7 @@ GROUND_MODULES = {
     for name in ("atomic", "environment", "errors", "lock", "manifest", "memory", "registry", "stage", "store")
 } | set(RECIPE)
 # The recipe asks the tables whether a name is known, when it is validated and not before.
-CHECKERS = {f"pipeline.{name}" for name in ("data", "gate_rules", "losses", "models", "recipe_modes", "tasks")}
+CHECKERS = {f"pipeline.{name}" for name in ("data", "gates.rules", "losses", "models", "recipe_modes", "tasks")}
 
 
 class Import(NamedTuple):
@@ -177,8 +177,15 @@ def heavy_after(code: str) -> list[str]:
 
 LIGHT = (
     "pipeline",
-    *("pipeline.chain", "pipeline.cli.main", "pipeline.data", "pipeline.gate", "pipeline.losses", "pipeline.models"),
-    *("pipeline.recipe", "pipeline.recipe_file", "pipeline.report", "pipeline.store", "pipeline.tasks"),
+    *(
+        "pipeline.chain",
+        "pipeline.cli.main",
+        "pipeline.data",
+        "pipeline.gates.judge",
+        "pipeline.losses",
+        "pipeline.models",
+    ),
+    *("pipeline.recipe", "pipeline.recipe_file", "pipeline.reports.report", "pipeline.store", "pipeline.tasks"),
     *("pipeline.bundle.verify", "pipeline.sweeps.points", "pipeline.sweeps.run"),
     *("exporters", "exporters.artifact", "profiles"),
 )

@@ -10,7 +10,7 @@ import pytest
 from cli_runner import Result, cli
 
 from exporters.artifact import read_metadata
-from pipeline.report import schema
+from pipeline.reports.report import schema
 from pipeline.stages import ladder
 
 RECIPE = """

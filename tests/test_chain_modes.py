@@ -21,7 +21,7 @@ from pipeline.models import build
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import merge, validate
-from pipeline.report import schema
+from pipeline.reports.report import schema
 from pipeline.stages import data, distill, teacher
 from pipeline.stages.lesson import STUDENT_WEIGHTS, TEACHER_WEIGHTS
 from pipeline.store import Store

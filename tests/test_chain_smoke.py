@@ -16,7 +16,7 @@ from two_stages import flip_bit
 import pipeline
 from pipeline.cli.run import VERDICT_CODES
 from pipeline.manifest import sha256_file
-from pipeline.report import schema
+from pipeline.reports.report import schema
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ("run", "digits", "--smoke")

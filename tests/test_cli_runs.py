@@ -11,7 +11,7 @@ from cli_runner import cli
 from sample_report import sample_report
 
 import pipeline
-from pipeline.gate import judge
+from pipeline.gates.judge import judge
 
 LENIENT = [{"metric": "accuracy", "min": 0.5}]
 STRICT = [{"metric": "accuracy", "min": 0.99}]

@@ -21,9 +21,9 @@ from pipeline.bundle.device import RECORDED, measure
 from pipeline.bundle.join import join, joined, judged_again
 from pipeline.bundle.settings import recipe_of
 from pipeline.errors import UserError
-from pipeline.gate import judge
+from pipeline.gates.judge import judge
 from pipeline.manifest import sha256_file
-from pipeline.report import render_html, render_markdown, schema
+from pipeline.reports.report import render_html, render_markdown, schema
 
 FILES = parts()
 LIGHT = (np.arange(SIZES["test"]) % 4 - 1).astype(np.int32)  # every fourth image has no value

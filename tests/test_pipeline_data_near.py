@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.data.near import DISTANCE, near, near_facts, perceptual_hashes
 from pipeline.data.source import InMemory
-from pipeline.intervals import exact_share
+from pipeline.gates.intervals import exact_share
 from pipeline.recipe_file import load_recipe
 from pipeline.stage import Context
 from pipeline.stages import data as data_stage

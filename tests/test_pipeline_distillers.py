@@ -15,10 +15,10 @@ from pipeline.data.view import View
 from pipeline.distillers.offline import Offline, offline, waited_longest
 from pipeline.distillers.teacher import LOGITS, AveragedTeachers, LiveTeacher
 from pipeline.errors import RecipeError, UserError
-from pipeline.optimizer import EIGHT_BIT, gradient_norms, make_optimizer
 from pipeline.progress import TrainingDisplay, percent, shares
 from pipeline.recipe import Distill, LossTerm
-from pipeline.train import train
+from pipeline.training.optimizer import EIGHT_BIT, gradient_norms, make_optimizer
+from pipeline.training.train import train
 
 CE, KD = term("cross_entropy"), term("kd")
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_one_of_two_terms_ends(tmp_path: Path) -> None:
 
 def test_all_teaching_ends_on_a_plateau_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = iter([0.5, 0.6, 0.6, 0.5, 0.9, 0.95])
-    monkeypatch.setattr("pipeline.train.validation_accuracy", lambda *a, **k: next(given))
+    monkeypatch.setattr("pipeline.training.train.validation_accuracy", lambda *a, **k: next(given))
     teacher = Counted()
     _, result = run(tmp_path, lambda: student(CE, KD, end_on_plateau=2), config(epochs=6), teacher=teacher)
     assert ["kd" in row["terms"] for row in result.curve] == [True] * 4 + [False] * 2

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sample_report import sample_report
 
-from pipeline.gate import judge
-from pipeline.gate_rules import Rule
+from pipeline.gates.judge import judge
+from pipeline.gates.rules import Rule
 from pipeline.ladder import (
     accuracy_rules,
     better,
@@ -22,8 +22,8 @@ from pipeline.ladder import (
     standing,
     worst,
 )
-from pipeline.ladder_view import ladder_view, terminal_lines
-from pipeline.report import render_html, render_markdown, schema
+from pipeline.reports.ladder_view import ladder_view, terminal_lines
+from pipeline.reports.report import render_html, render_markdown, schema
 from pipeline.stages.climb_report import in_order, shipped
 
 DROP = Rule(metric="accuracy_drop", against="student", max="1.0pt")

@@ -15,8 +15,8 @@ import torch
 
 from pipeline import chain
 from pipeline.data import NEEDS_ROOT
-from pipeline.gate_rules import parse_limit
-from pipeline.intervals import Pairs, paired_difference
+from pipeline.gates.intervals import Pairs, paired_difference
+from pipeline.gates.rules import parse_limit
 from pipeline.losses import NEEDS_TEACHER
 from pipeline.models import build, parse_name
 from pipeline.models.checkpoint import load_checkpoint

@@ -119,7 +119,7 @@ def test_comparisons_have_dice_first_and_the_difference_of_ods():
 
 
 def test_a_gate_on_the_f_measure_is_one_on_ods():
-    from pipeline.gate_dense import measures
+    from pipeline.gates.dense import measures
 
     assert measures("f_measure_drop", "ods") and measures("dice_drop", "dice")
     outcomes = Edges.outcomes(*noisy(3, 12))

@@ -9,7 +9,7 @@ from cli_runner import cli
 
 from pipeline import errors
 from pipeline.cli.main import COMMANDS
-from pipeline.gate_rules import METRICS
+from pipeline.gates.rules import METRICS
 from pipeline.losses import ROWS
 from pipeline.recipe import Distill
 from pipeline.recipe_file import load_recipe, shipped

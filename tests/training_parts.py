@@ -15,8 +15,8 @@ from pipeline.data.source import InMemory
 from pipeline.distillers.learner import Learner
 from pipeline.distillers.teacher import Network, TeacherOutputs
 from pipeline.recipe import LossTerm, Training
-from pipeline.train import TrainData, TrainResult, train
-from pipeline.train_state import Checkpointer
+from pipeline.training.state import Checkpointer
+from pipeline.training.train import TrainData, TrainResult, train
 
 SAMPLES, CLASSES, STEPS, EPOCHS = 48, 3, 5, 3  # 40 to train on in steps of 8, 8 to validate on
 SIZE = (1, 8, 8)

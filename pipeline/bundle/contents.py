@@ -263,7 +263,7 @@ def unpacked(path: Path) -> Iterator[Bundle]:
 
 
 def _unpack(path: Path, folder: Path) -> Bundle:
-    from pipeline.report import check
+    from pipeline.reports.report import check
 
     manifest, text, entries = read_manifest(path)
     if odd := sorted((entries.keys() - {MANIFEST, SIGNATURE}) ^ manifest.files.keys()):

@@ -21,10 +21,10 @@ from pipeline.bundle.settings import measured_recipe
 from pipeline.data.source import InMemory, Source
 from pipeline.errors import RecipeError, UserError
 from pipeline.evaluate import evaluate
+from pipeline.gates.selection import select
 from pipeline.manifest import hash_files, sha256_file
 from pipeline.recipe import Recipe
 from pipeline.registry import resolve
-from pipeline.selection import select
 from pipeline.stages import evaluate as evaluate_stage
 from pipeline.stages import gate as gate_stage
 from pipeline.stages import profile as profile_stage
@@ -56,8 +56,8 @@ def measure(
     when no runtime is installed, none loads an artifact, or a file changed while it was measured.
     """
     from pipeline.environment import collect
-    from pipeline.gate import judge
-    from pipeline.report import render_html, render_markdown
+    from pipeline.gates.judge import judge
+    from pipeline.reports.report import render_html, render_markdown
     from profiles.machine import machine
 
     settings = {"runtimes": "auto"} | dict(profile)

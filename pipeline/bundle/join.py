@@ -18,7 +18,7 @@ def join(folder: Path, report: Mapping[str, Any], record: Path) -> Path:
 
     Raises UserError for a record of other bytes than `report` judged.
     """
-    from pipeline.report import load
+    from pipeline.reports.report import load
 
     found = judged_again(load(record), report, str(record))
     target = folder / FOLDER / f"{sha256_json(found['record'])[:12]}.json"
@@ -29,7 +29,7 @@ def join(folder: Path, report: Mapping[str, Any], record: Path) -> Path:
 
 def joined(folder: Path, report: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """The kept records that fit `report`, oldest first, each judged again by its rules; and why others are left out."""
-    from pipeline.report import load
+    from pipeline.reports.report import load
 
     fitting, left_out = [], []
     for path in sorted((folder / FOLDER).glob("*.json")):
@@ -42,8 +42,8 @@ def joined(folder: Path, report: Mapping[str, Any]) -> tuple[list[dict[str, Any]
 
 def judged_again(record: dict[str, Any], report: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
     """`record`, and `judged`: the same with the verdict by the rules of `report`, not those that it brought along."""
-    from pipeline import ledger
-    from pipeline.gate import judge
+    from pipeline.gates.judge import judge
+    from pipeline.reports import ledger
 
     if not isinstance(record.get("bundle"), dict):
         raise UserError(f"{where}: not measured from a bundle; give what 'edgestill profile BUNDLE' wrote")

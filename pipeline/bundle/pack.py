@@ -39,7 +39,7 @@ from pipeline.bundle.settings import recipe_of
 from pipeline.data.slices import Column
 from pipeline.data.source import Images
 from pipeline.errors import UserError
-from pipeline.task_words import words_of
+from pipeline.reports.task_words import words_of
 
 SUFFIX = ".edgestill.zip"
 PACKAGES = ("edgestill", "numpy", "onnx", "onnxconverter-common", "onnxruntime", "openvino", "torch")
@@ -72,7 +72,7 @@ def pack(
     The same run gives the same bytes. `teacher` False leaves the teacher's ONNX file out, `samples` takes at most so
     many images of each split. Raises UserError, one line, when a file is not the one that was judged.
     """
-    from pipeline.report import load
+    from pipeline.reports.report import load
 
     report = load(run)
     folder = run if run.is_dir() else run.parent

@@ -104,7 +104,7 @@ def answers_of(path: Path, splits: Mapping[str, tuple[Any, np.ndarray]]) -> dict
 
 def report_of(name: str, judging: Judging, rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A report of which nothing was measured yet, and so undecided: it says what the images are."""
-    from pipeline.gate import judge
+    from pipeline.gates.judge import judge
 
     report: dict[str, Any] = {
         "schema_version": 1,

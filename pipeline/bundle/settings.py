@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
-from pipeline.gate_waivers import waivers_of
+from pipeline.gates.waivers import waivers_of
 from pipeline.recipe import Recipe
 
 # What a device looks at. The rest says how networks were trained on the host, whose edgestill may know other keys.

@@ -24,7 +24,7 @@ from pipeline.bundle.contents import (
     small_file,
 )
 from pipeline.errors import UserError
-from pipeline.rejudge import Rejudged, rejudge
+from pipeline.gates.rejudge import Rejudged, rejudge
 from pipeline.sample_files import MOST_BYTES, EvidenceError
 
 
@@ -91,7 +91,7 @@ def verify_bundle(path: Path, signers: Path | None = None) -> Verified:
 
 def _judged(path: Path, manifest: Manifest, entries: dict[str, Entry]) -> tuple[Rejudged | None, list[Change]]:
     """The verdict from the bundle's evidence; without any (made before there was such a thing) from its report."""
-    from pipeline.report import check
+    from pipeline.reports.report import check
 
     report = parse_json(small_file(path, entries, REPORT), f"{path}: {REPORT}")
     check(report, f"{path}: {REPORT}")

@@ -70,7 +70,7 @@ def verify_run(folder: Path) -> Verified:
 
 def _report(folder: Path, stages: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Change]]:
     """report.json, which in a run must be the bytes that a gate stage wrote."""
-    from pipeline.report import check
+    from pipeline.reports.report import check
 
     path = folder / REPORT
     try:

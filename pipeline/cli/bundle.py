@@ -80,7 +80,7 @@ def profile_bundle(ctx: click.Context) -> None:
     """
     from pipeline.bundle.contents import unpacked
     from pipeline.bundle.device import measure
-    from pipeline.report import print_ledger
+    from pipeline.reports.report import print_ledger
 
     options = ctx.params
     if len(options["subjects"]) > 1:

@@ -15,7 +15,7 @@ from pipeline.cli.output import console, plain, print_json, reads, say_next, tab
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.charts import Point
+    from pipeline.reports.charts import Point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def compare(runs: tuple[str, ...], everything: bool, page: Path | None, as_json:
     Accuracies of different test images, and latencies of different machines or settings, are not compared: those
     columns are then left empty and the difference is named.
     """
-    from pipeline.report import load
+    from pipeline.reports.report import load
 
     if len(runs) < 2:
         raise UserError(f"{''.join(runs)}: one run; name at least two to compare")
@@ -98,7 +98,7 @@ def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _test_set(report: Mapping[str, Any]) -> dict[str, Any]:
-    from pipeline.task_words import words_of
+    from pipeline.reports.task_words import words_of
 
     data = report["data"]
     return {
@@ -131,9 +131,9 @@ def _short(value: Any) -> str:
 
 def rows_of(name: str, report: Mapping[str, Any], everything: bool, unlike: Mapping[str, str]) -> list[Row]:
     """Teacher, student and the chosen artifact (or all); columns in `unlike` are left out."""
-    from pipeline.gate import UnmeasuredError, subject_of
-    from pipeline.gate_latency import baseline, latency_of
-    from pipeline.task_words import words_of
+    from pipeline.gates.judge import UnmeasuredError, subject_of
+    from pipeline.gates.latency import baseline, latency_of
+    from pipeline.reports.task_words import words_of
 
     chosen = (report.get("selection") or {}).get("chosen")
     try:  # the teacher on the artifact's own runtime: eager torch is a weak baseline
@@ -170,7 +170,7 @@ def rows_of(name: str, report: Mapping[str, Any], everything: bool, unlike: Mapp
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    from pipeline.charts import Point
+    from pipeline.reports.charts import Point
 
     return [
         Point(label=_label(row), x=row.p50_ms, y=row.accuracy, kind=row.role, chosen=row.chosen)
@@ -181,7 +181,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
 
 def frontier(rows: Sequence[Row]) -> list[str]:
     """`RUN SUBJECT` of those that no other one beats in both speed and accuracy, fastest first."""
-    from pipeline.charts import frontier as of_points
+    from pipeline.reports.charts import frontier as of_points
 
     return [point.label for point in of_points(points(rows))]
 
@@ -224,7 +224,7 @@ def show_rows(rows: Sequence[Row], best: Sequence[str], unlike: Mapping[str, str
 
 def as_html(rows: Sequence[Row], unlike: Mapping[str, str]) -> str:
     """One self-contained page in the style of report.html."""
-    from pipeline import charts, report
+    from pipeline.reports import charts, report
 
     style = Path(report.__file__).with_name("templates").joinpath("report.css").read_text(encoding="utf-8")
     drawn = points(rows)

@@ -104,7 +104,7 @@ def pictures(
     from exporters.artifact import input_specs
     from pipeline.atomic import write_bytes
     from pipeline.evaluate import Subject
-    from pipeline.png import encode
+    from pipeline.reports.png import encode
 
     targets = targets_of(files, folder, out)
     spec = input_specs(path)[0]

@@ -44,7 +44,7 @@ def run(ctx: click.Context, recipe: str, out: str, overrides: tuple[str, ...], s
     if as_json:
         print_json(report)
     else:
-        from pipeline.report import print_ledger
+        from pipeline.reports.report import print_ledger
 
         print_ledger(report, console(), folder=Path(out) / report["recipe"]["name"])
     ctx.exit(VERDICT_CODES[report["verdict"]])

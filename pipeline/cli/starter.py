@@ -12,7 +12,7 @@ import click
 from pipeline.cli.output import say_next
 from pipeline.errors import RecipeError
 
-TEMPLATE = Path(__file__).parent.parent / "templates" / "starter.toml.in"
+TEMPLATE = Path(__file__).with_name("starter.toml.in")
 IMAGES = "photos"
 
 

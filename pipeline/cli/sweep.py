@@ -128,7 +128,7 @@ def show(found: Mapping[str, Any], folder: Path) -> None:
 def cells(row: Mapping[str, Any]) -> Sequence[str | Text]:
     """The figures of a row as text; a dash where there is none."""
     from pipeline.quantities import ABSENT, show
-    from pipeline.task_words import words_of
+    from pipeline.reports.task_words import words_of
 
     if row["status"] != "done":
         return [ABSENT] * len(NUMBERS)

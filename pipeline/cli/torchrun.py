@@ -16,10 +16,10 @@ import warnings
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, UserError
-from pipeline.teamwork import LOST, RESUME, follow, reason
+from pipeline.training.teamwork import LOST, RESUME, follow, reason
 
 if TYPE_CHECKING:
-    from pipeline.distributed import Ranks
+    from pipeline.training.distributed import Ranks
 
 BETTER_S = 1.0  # for who knows more about why all of them end
 
@@ -31,7 +31,7 @@ def main() -> None:
         # Of DDP and gloo, about speed and sockets: of every process, and nothing that the user could mend.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        from pipeline import distributed
+        from pipeline.training import distributed
 
         ranks = distributed.join()
     except (UserError, RuntimeError) as error:

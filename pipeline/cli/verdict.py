@@ -16,7 +16,7 @@ from pipeline.cli.run import VERDICT_CODES
 from pipeline.errors import RecipeError, UserError
 
 if TYPE_CHECKING:
-    from pipeline.gate import Verdict
+    from pipeline.gates.judge import Verdict
 
 SIGNS = {"pass": ("green", "\u2713"), "fail": ("red", "\u2715"), "undecided": ("yellow", "?")}
 COLOURS = {"released": "green", "refused": "red", "undecided": "yellow"}
@@ -60,9 +60,9 @@ def gate(
 
     Exits with 0 for released, 3 for refused, 4 for undecided. Waived limits are listed.
     """
-    from pipeline import verdict_files
-    from pipeline.gate import judge
-    from pipeline.report import load
+    from pipeline.gates.judge import judge
+    from pipeline.reports import verdict_files
+    from pipeline.reports.report import load
 
     found, given, waivers = load(report), None, None
     if rules is not None:
@@ -100,9 +100,9 @@ def against_last(
 
     Where the two cannot be paired one line says why, and the checks against the last release stay undecided.
     """
-    from pipeline.gate_rules import rule_of
-    from pipeline.ratchet import added, joined, rules_of, weaker
-    from pipeline.report import load
+    from pipeline.gates.ratchet import added, joined, rules_of, weaker
+    from pipeline.gates.rules import rule_of
+    from pipeline.reports.report import load
 
     before = load(last)
     try:
@@ -194,7 +194,7 @@ def report(run: str, records: tuple[Path, ...], as_json: bool) -> None:
     """
     from pipeline.atomic import write_text
     from pipeline.bundle.join import join, joined
-    from pipeline.report import device_view, load, print_ledger, render_html, render_markdown
+    from pipeline.reports.report import device_view, load, print_ledger, render_html, render_markdown
 
     found = load(run)
     folder = Path(run) if Path(run).is_dir() else Path(run).parent

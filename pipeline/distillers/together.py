@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.distillers.learner import Learner
 from pipeline.distillers.objective import Objective
-from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.losses import RELATION
+from pipeline.training.distributed import Ranks
 
 
 def together(

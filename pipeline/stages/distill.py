@@ -38,7 +38,7 @@ from pipeline.tasks import task_of
 if TYPE_CHECKING:
     from pipeline.distillers.learner import Learner
     from pipeline.distillers.teacher import Network, TeacherOutputs
-    from pipeline.train import TrainData
+    from pipeline.training.train import TrainData
 
 NAME = STUDENT
 CONTROL = "control"
@@ -118,7 +118,7 @@ def stamp(lesson: Lesson, weights: str, peers: Sequence[Student], terms: Sequenc
 
 def run(recipe: Recipe, lesson: Lesson, role: str, seed: int, context: Context) -> None:
     """Write student.safetensors with its preprocessing, and training.json (curves, seconds)."""
-    from pipeline.train import train
+    from pipeline.training.train import train
 
     data = prepared(recipe, context.inputs[DATA])
     if lesson.name != NAME:
@@ -150,7 +150,7 @@ def run(recipe: Recipe, lesson: Lesson, role: str, seed: int, context: Context) 
 
 def train_data(recipe: Recipe, data: Prepared, *, taught: bool) -> TrainData:
     """Images without labels are for those who are taught."""
-    from pipeline.train import TrainData
+    from pipeline.training.train import TrainData
 
     task = task_of(recipe.task)
     return TrainData(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import write_json, write_text
+from pipeline.gates.selection import select
 from pipeline.recipe import Recipe
-from pipeline.selection import select
 from pipeline.stage import Context, Stage
 from pipeline.stages import distill, evaluate, profile, teacher
 from pipeline.stages.climb_report import ladder_of
@@ -44,8 +44,8 @@ def stage(recipe: Recipe, command: str) -> Stage:
 
 def run(recipe: Recipe, command: str, context: Context) -> None:
     """Write report.json, report.md and report.html. A refusal is a result, not an error."""
-    from pipeline.gate import judge
-    from pipeline.report import render_html, render_markdown
+    from pipeline.gates.judge import judge
+    from pipeline.reports.report import render_html, render_markdown
 
     report = build(recipe, command, context.inputs)
     verdict = judge(report)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.latency_evidence import evidence
+from pipeline.gates.latency_evidence import evidence
 
 KIND = "device"
 INT8 = "int8_share"

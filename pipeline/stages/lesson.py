@@ -213,7 +213,7 @@ def live_teacher(lesson: Lesson, networks: Sequence[Network], *, taps: Sequence[
     """Those who teach, answering for any view on the device and in the precision of the lesson."""
     from pipeline.distillers.learner import DTYPES
     from pipeline.distillers.teacher import AveragedTeachers, LiveTeacher
-    from pipeline.train import default_device
+    from pipeline.training.train import default_device
 
     settings = lesson.distill
     teachers = [

@@ -68,7 +68,7 @@ def stage(recipe: Recipe) -> Stage:
 
 def run(recipe: Recipe, context: Context) -> None:
     """Write qat.json (a record for each form that was trained), artifacts.json and the trained files."""
-    from pipeline.distributed import current
+    from pipeline.training.distributed import current
 
     needed = json.loads((context.inputs[ladder.NAME] / ladder.NEEDED).read_text())["forms"]
     found: dict[str, Any] = {"forms": {}, "rungs": []}
@@ -115,7 +115,7 @@ def trained(
     from exporters.artifact import ExportError
     from exporters.qat import agreement, export_trained, trainable
     from pipeline.models.checkpoint import load_checkpoint
-    from pipeline.train import train
+    from pipeline.training.train import train
 
     begin = time.perf_counter()
     lesson = retaught(lessons(recipe)[-1], recipe)

@@ -92,9 +92,9 @@ def run(recipe: Recipe, lesson: Lesson, context: Context) -> None:
 
     Raises UserError: a table from elsewhere that does not fit, a disk too small for one that was asked for.
     """
-    from pipeline.distributed import current
     from pipeline.teacher_table.build import build
-    from pipeline.train import default_device
+    from pipeline.training.distributed import current
+    from pipeline.training.train import default_device
 
     if not stores(lesson):
         if context.leads:
@@ -173,7 +173,7 @@ def opened(
 ) -> TeacherOutputs:
     """The table in `folder`, after its key, its files and random rows of it have been checked."""
     from pipeline.teacher_table.table import Table
-    from pipeline.train import default_device
+    from pipeline.training.train import default_device
 
     form: Form = read_header(folder)["key"].get("form", "replay")
     images, ids = pool(data)
@@ -257,7 +257,7 @@ def _decided(
         return kept
     from pipeline.distillers.teacher import Network
     from pipeline.teacher_table.costs import measure
-    from pipeline.train import default_device
+    from pipeline.training.train import default_device
 
     images, ids = pool(data)
     settings = lesson.distill

@@ -63,7 +63,7 @@ def run(recipe: Recipe, part: Teacher, seed: int, context: Context) -> None:
     """Write teacher.safetensors with its preprocessing, and training.json when it was trained here."""
     from pipeline.distillers.offline import offline
     from pipeline.distillers.teacher import Network
-    from pipeline.train import TrainData, train
+    from pipeline.training.train import TrainData, train
 
     data = prepared(recipe, context.inputs[DATA])
     where = NAME if context.stage.name == NAME else f"{NAME}.others.{int(context.stage.name.removeprefix(NAME)) - 2}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.charts import LETTER, ticks
 from pipeline.quantities import ABSENT, show, signed
+from pipeline.reports.charts import LETTER, ticks
+from pipeline.reports.task_words import words_of
 from pipeline.sweeps.table import best
-from pipeline.task_words import words_of
 
 ROW, HEAD = 34, 26  # px of a row of the plot, and above the first one
 WIDTHS = {"wide": 1000, "narrow": 326}
@@ -59,7 +59,7 @@ class Plot:
 
 def render(document: Mapping[str, Any]) -> str:
     """The page of a sweep.json."""
-    from pipeline.report import facts_of, stylesheet, template_environment
+    from pipeline.reports.report import facts_of, stylesheet, template_environment
 
     rows = document["points"]
     done = [row for row in rows if row["status"] == "done"]

@@ -100,7 +100,7 @@ def sweep(
 
 def publish(folders: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Copy a point's reports to where its row points; returns the report."""
-    from pipeline.report import load
+    from pipeline.reports.report import load
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in chain.PUBLISHED:

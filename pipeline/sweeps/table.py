@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline import manifest
 from pipeline.recipe import Recipe
+from pipeline.reports.task_words import words_of
 from pipeline.stages import distill, evaluate, gate
-from pipeline.task_words import words_of
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.evaluate import CHUNK, Subject, infer
-from pipeline.intervals import Pairs, paired_difference, wilson
+from pipeline.gates.intervals import Pairs, paired_difference, wilson
 from pipeline.tasks.groups import by_column, reliability
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.models.checkpoint import ModelMeta
     from pipeline.recipe import LossTerm, Recipe, Teacher
     from pipeline.teacher_check import TeacherCheck
-    from pipeline.train import TrainData
+    from pipeline.training.train import TrainData
 
 CONFIDENCE = 0.95
 READING = 0.975  # one-sided, so that both bounds together are the 95 % interval that people read
@@ -54,7 +54,7 @@ class Classification:
 
     @staticmethod
     def score(network: Network, data: TrainData, *, device: torch.device, dtype: torch.dtype) -> float:
-        from pipeline.validation import top1
+        from pipeline.training.validation import top1
 
         return top1(network, data, device=device, dtype=dtype)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.models.checkpoint import ModelMeta
     from pipeline.picture_check import PictureCheck
     from pipeline.recipe import Augment, LossTerm, Recipe, Teacher
-    from pipeline.train import TrainData
+    from pipeline.training.train import TrainData
 
 READING = 0.975  # one-sided, so that both bounds together are the 95 % interval that people read
 POINTS = 100.0  # a difference of fractions in points
@@ -127,7 +127,7 @@ class Dense:
 
     @classmethod
     def score(cls, network: Network, data: TrainData, *, device: torch.device, dtype: torch.dtype) -> float:
-        from pipeline.validation import picture_score
+        from pipeline.training.validation import picture_score
 
         return picture_score(cls, network, data, device=device, dtype=dtype)
 
@@ -205,7 +205,7 @@ class Dense:
     def figures(
         cls, subjects: Mapping[str, Subject], images: Any, picks: Sequence[tuple[int, str]]
     ) -> list[dict[str, Any]]:
-        from pipeline.pictures import figure
+        from pipeline.reports.pictures import figure
 
         found = []
         for index, reason in picks:
@@ -240,7 +240,7 @@ def moments(values: np.ndarray) -> dict[str, Any]:
 
 def interval_of(found: Mapping[str, Any]) -> tuple[float, float]:
     """The two-sided 95 % interval of a mean, of what `moments` gives for two values or more."""
-    from pipeline.intervals_mean import mean_bounds, moments_of
+    from pipeline.gates.intervals_mean import mean_bounds, moments_of
 
     bounds = mean_bounds(moments_of(found), READING)
     return bounds.lower, bounds.upper

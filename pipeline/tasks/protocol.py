@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate import Subject
     from pipeline.models.checkpoint import ModelMeta
     from pipeline.recipe import LossTerm, Recipe, Teacher
-    from pipeline.train import TrainData
+    from pipeline.training.train import TrainData
 
 Outcomes = dict[str, np.ndarray]
 

@@ -69,7 +69,7 @@ def work():
 """,
     "report": """
 from sample_run import sample_run
-from pipeline.report import load, render_html, render_markdown
+from pipeline.reports.report import load, render_html, render_markdown
 run = sample_run(folder, n=n, timed=False)
 def work():
     report = load(str(run))

@@ -27,7 +27,7 @@ from exporters.artifact import Preprocessing
 from pipeline.data import open_source
 from pipeline.environment import cpu_model
 from pipeline.evaluate import Subject
-from pipeline.intervals_mean import mean_bounds, moments_of
+from pipeline.gates.intervals_mean import mean_bounds, moments_of
 from pipeline.recipe import Data
 from pipeline.tasks.edges import Edges
 

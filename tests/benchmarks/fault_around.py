@@ -21,7 +21,7 @@ from fault_runs import NAME, RECIPE, STAGES, TIMED, Bench, Tally, differing, fin
 from PIL import Image
 
 from pipeline import chain
-from pipeline.teamwork import RESUME
+from pipeline.training.teamwork import RESUME
 
 PHOTOS = "photos.toml"
 READING = STAGES[1:10]  # stages that look at the images

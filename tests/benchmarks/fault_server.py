@@ -38,11 +38,13 @@ import exporters.quantize_onnx
 import exporters.run_torch
 import exporters.to_onnx  # noqa: F401
 import profiles.flops  # noqa: F401
-from pipeline import chain, store, train, train_state  # noqa: F401
+from pipeline import chain, store  # noqa: F401
 from pipeline.cli import torchrun
 from pipeline.cli.main import main
 from pipeline.stages import profile
 from pipeline.teacher_table import build
+from pipeline.training import state as train_state
+from pipeline.training import train  # noqa: F401
 
 CHANGES = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"})
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

@@ -33,7 +33,7 @@ import gate_error_dense as dense
 import gate_error_latency as latency
 from sample_report import CHOSEN, sample_report
 
-from pipeline.gate import judge
+from pipeline.gates.judge import judge
 
 MAY_ERR = 0.01
 MAY_MISS = 0.02  # a bound at 99 % covers at least what it claims minus 1 point

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.gate_calibration import ece_bounds
-from pipeline.intervals import GATE_CONFIDENCE, Pairs, exact_share, paired_difference, samples_to_decide
+from pipeline.gates.calibration import ece_bounds
+from pipeline.gates.intervals import GATE_CONFIDENCE, Pairs, exact_share, paired_difference, samples_to_decide
 from pipeline.tasks.groups import reliability
 
 ERROR = 1 - GATE_CONFIDENCE

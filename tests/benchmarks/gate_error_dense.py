@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.intervals import samples_to_decide
-from pipeline.intervals_mean import Moments, mean_bounds, student_quantile
+from pipeline.gates.intervals import samples_to_decide
+from pipeline.gates.intervals_mean import Moments, mean_bounds, student_quantile
 
 # name -> draws of a law with mean 0 and standard deviation 1 (losses: a long tail to the right is a few bad images)
 LAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.intervals import Interval, samples_by_width
-from pipeline.latency_evidence import Grouped, block_median_bounds
+from pipeline.gates.intervals import Interval, samples_by_width
+from pipeline.gates.latency_evidence import Grouped, block_median_bounds
 from profiles.stats import percentile_bound_ms, ratio_of_block_medians
 
 RECORDED = Path(__file__).with_name("latency_recorded.npz")

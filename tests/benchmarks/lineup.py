@@ -96,7 +96,7 @@ def network_of_torchvision(name: str, folder: Path) -> dict[str, Any]:
 
 def network_of_run(run: Path, folder: Path) -> dict[str, Any]:
     """The student of a finished CIFAR-10 run with `export.dynamic_batch`: its files, its images, its verdict."""
-    from pipeline.report import load
+    from pipeline.reports.report import load
 
     folder.mkdir(parents=True, exist_ok=True)
     report = load(run)
@@ -258,7 +258,7 @@ def main() -> int:
             if args.cifar is None:
                 missing[name] = "no --cifar RUN was given"
                 continue
-            from pipeline.report import load
+            from pipeline.reports.report import load
 
             run = args.cifar.absolute()
             network = network_of_run(run, folder)

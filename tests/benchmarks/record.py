@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pipeline.report import load
+from pipeline.reports.report import load
 
 SUBJECT = (
     "name",

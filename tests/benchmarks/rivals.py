@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from contest import origin, timed
 
-from pipeline.intervals import Pairs, paired_difference
+from pipeline.gates.intervals import Pairs, paired_difference
 
 OURS = "edgestill"
 WITHIN = 0.03

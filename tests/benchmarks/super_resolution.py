@@ -30,9 +30,9 @@ from exporters.artifact import file_sha256
 from pipeline.data.imagefolder import image_files
 from pipeline.data.super_resolution import Judged, pair, read
 from pipeline.environment import collect, cpu_model
-from pipeline.intervals_mean import mean_bounds, moments_of
+from pipeline.gates.intervals_mean import mean_bounds, moments_of
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.png import encode
+from pipeline.reports.png import encode
 from pipeline.tasks.dense import interval_of, moments
 from pipeline.tasks.super_resolution import SuperResolution as Task
 from pipeline.tiles import tiled

@@ -3,7 +3,7 @@
     python tests/benchmarks/teacher_table.py --json > teacher-table.json
 
 ResNet-56 teaches ResNet-20 (kd and cross-entropy, SGD, batch 128, pad-4 crop and mirror on 32x32 images). Steps are
-those of `pipeline.train`, from one batch to the next: data, augmentation, teacher, forward and backward pass,
+those of `pipeline.training.train`, from one batch to the next: data, augmentation, teacher, forward and backward pass,
 optimizer, bookkeeping. The rounds are interleaved, forwards and backwards; a ratio is that of the medians over rounds,
 with a bootstrapped 95 % interval. "Best setting": ours bf16 and channels-last, torchdistill at its best number of
 workers (fp32; it has no bf16 on a CPU). "Equal precision": all in fp32. The table is a finite one of 162 views of
@@ -44,7 +44,7 @@ from pipeline.recipe import Augment, LossTerm, Training  # noqa: E402
 from pipeline.teacher_table import storage  # noqa: E402
 from pipeline.teacher_table.key import Key, ids_digest  # noqa: E402
 from pipeline.teacher_table.table import Table  # noqa: E402
-from pipeline.train import TrainData, train  # noqa: E402
+from pipeline.training.train import TrainData, train  # noqa: E402
 from profiles.clock import CpuLoad  # noqa: E402
 from profiles.flops import count_torch  # noqa: E402
 from profiles.stats import ratio_of_block_medians  # noqa: E402
@@ -61,7 +61,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Ours:
-    """One way of training by pipeline.train, measured block by block."""
+    """One way of training by pipeline.training.train, measured block by block."""
 
     def __init__(
         self, student: torch.nn.Module, images: InMemory, device: torch.device, precision: str, clock: str

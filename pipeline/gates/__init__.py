@@ -1,0 +1,1 @@
+"""From a report's measurements to released, refused or undecided: rules, their statistics, and judging again."""
