@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.cli.profile_table import show_all
+from pipeline.reports.report import schema
 from pipeline.stages.gate import LATENCY_KEYS, first_call
 from profiles.clock import CpuSeconds
 from profiles.latency import measure_latency
 from profiles.runner import Feeds
 
-SCHEMA = json.loads((Path(__file__).parents[1] / "pipeline" / "report.schema.json").read_text())
+SCHEMA = schema()
 
 
 class Ticks:
