@@ -215,8 +215,8 @@ def test_without_a_runtime_the_device_says_so(tmp_path: Path) -> None:
     bare = Device(tmp_path / "home", (*ABSENT, "onnxruntime"))
     done = bare("profile", path)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == (
-        f"error: {path}: no runtime runs on cpu here; pip install 'edgestill[ort]' or 'edgestill[openvino]' "
+    assert done.stderr.startswith("device: cpu, ") and done.stderr.endswith(
+        f"\nerror: {path}: no runtime runs on cpu here; pip install 'edgestill[ort]' or 'edgestill[openvino]' "
         "('edgestill doctor' says what this machine can run)\n"
     )
     assert not (bare.folder / "digits-record").exists()

@@ -8,8 +8,7 @@ the place of a run's folders.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import numpy as np
 
 from pipeline.atomic import write_json, write_text
 from pipeline.bundle.contents import SPLITS, Bundle
+from pipeline.bundle.here import Say, device_here, subjects_of
 from pipeline.bundle.settings import measured_recipe
 from pipeline.data.source import InMemory, Source
-from pipeline.errors import RecipeError, UserError
+from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.gates.selection import select
 from pipeline.manifest import hash_files, sha256_file
@@ -30,21 +30,12 @@ from pipeline.stages import gate as gate_stage
 from pipeline.stages import profile as profile_stage
 from pipeline.stages.data import Prepared
 from pipeline.stages.gate_evidence import add_int8, add_latency
-from pipeline.stages.subjects import TORCH, Judged, open_subject, opened, runs_well, runtimes
+from pipeline.stages.subjects import TORCH, Judged, opened
 from pipeline.tasks import TASKS
 from pipeline.tasks.groups import LABEL, SLICE
 
 RECORDED = "recorded on the host; torch does not run here"
 FIELDS = ("latency", "throughput_per_s", "peak_memory_bytes", "energy_j")
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subjects:
-    """What runs here, and why the rest does not (name -> subject and reason)."""
-
-    running: list[Judged]
-    left_out: dict[str, tuple[Judged, str]]
 
 
 def measure(
@@ -52,8 +43,9 @@ def measure(
 ) -> dict[str, Any]:
     """The record of `bundle` on this machine, written to the folder `out` beside the raw samples.
 
-    `profile` has settings that take the place of the recipe's, such as {"threads": 2}. Raises UserError, one line,
-    when no runtime is installed, none loads an artifact, or a file changed while it was measured.
+    `profile` has settings that take the place of the recipe's, such as {"threads": 2}; without a device in it, the GPU
+    is measured where there is one and a runtime for it. Raises UserError, one line, when no runtime is installed, none
+    loads an artifact, or a file changed while it was measured.
     """
     from pipeline.environment import collect
     from pipeline.gates.judge import judge
@@ -62,6 +54,10 @@ def measure(
 
     settings = {"runtimes": "auto"} | dict(profile)
     recipe, recorded = measured_recipe(bundle.report, str(bundle.path), profile=settings, gate=bundle.rules)
+    if "device" not in settings:
+        settings["device"], why = device_here(recipe.profile)
+        say(f"device: {settings['device']}, {why}")
+        recipe, recorded = measured_recipe(bundle.report, str(bundle.path), profile=settings, gate=bundle.rules)
     data = gate_set(bundle)
     host = machine()
     found = subjects_of(bundle, recipe, data, say)
@@ -122,52 +118,6 @@ def facts(bundle: Bundle) -> dict[str, Any]:
     """The report's facts on the data, with the sizes of what was judged here."""
     sizes = {split: bundle.manifest.samples[split].n for split in SPLITS}  # type: ignore[index]
     return {**bundle.report["data"], "sizes": {**dict(bundle.report["data"].get("sizes") or {}), **sizes}}
-
-
-def subjects_of(bundle: Bundle, recipe: Recipe, data: Prepared, say: Say) -> Subjects:
-    """Every model of the bundle on every runtime that runs here; what does not load is left out, with its reason."""
-    from exporters import ExportError
-    from pipeline.bundle.models import refuse_outside_data
-
-    try:
-        available = runtimes(recipe)
-    except RecipeError as error:
-        raise UserError(str(error).replace("profile.runtimes", "--runtime")) from None
-    if not available:
-        raise UserError(
-            f"{bundle.path}: no runtime runs on {recipe.profile.device} here; pip install 'edgestill[ort]' or "
-            "'edgestill[openvino]' ('edgestill doctor' says what this machine can run)"
-        )
-    found = Subjects(running=[], left_out={})
-    models = sorted(bundle.manifest.models.items(), key=lambda item: (item[1].role != "teacher", item[0]))
-    for name, model in models:
-        path = bundle.folder / model.file
-        refuse_outside_data(path, f"{bundle.path}: {model.file}")
-        for runtime in available:
-            if not runs_well(name, runtime, available):
-                continue
-            subject = Judged(
-                name=f"{name}@{runtime}",
-                role=model.role,
-                stage=model.stage,
-                format="onnx",
-                precision=model.precision,
-                runtime=runtime,
-                path=path,
-            )
-            try:
-                with open_subject(subject, recipe, threads=recipe.profile.threads, batch=0) as opened_one:
-                    opened_one.preprocess(data.source.test.load(data.test[:1]))
-            except ExportError as error:
-                why = str(error).replace(f"{bundle.folder}/", "")
-                found.left_out[subject.name] = subject, why
-                say(f"note: {subject.name} is left out: {why}")
-            else:
-                found.running.append(subject)
-    if not any(subject.role == "artifact" for subject in found.running):
-        reasons = "; ".join(why for _, why in found.left_out.values())
-        raise UserError(f"{bundle.path}: no artifact of it runs here: {reasons}"[:400])
-    return found
 
 
 def judged_on(

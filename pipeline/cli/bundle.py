@@ -76,7 +76,7 @@ def is_bundle(text: str) -> bool:
 def profile_bundle(ctx: click.Context) -> None:
     """`edgestill profile BUNDLE`: the record of this machine, in a folder of its own, and its verdict.
 
-    Where an option is not given, the recipe of the bundle says it.
+    Where an option is not given, the recipe of the bundle says it; the device is the GPU where one can be used.
     """
     from pipeline.bundle.contents import unpacked
     from pipeline.bundle.device import measure

@@ -27,7 +27,11 @@ PROBE_TIMEOUT_S = 300.0
 @input_option
 @click.option("--classes", type=click.IntRange(min=1), help="Outputs of models by name.")
 @click.option("--runtime", "runtimes", multiple=True, help="For ONNX files, may be repeated; without, all installed.")
-@click.option("--device", help="cpu, or cuda:0; without, the cpu, and cuda:0 where an engine is among SUBJECTS.")
+@click.option(
+    "--device",
+    help="cpu, or cuda:0; without, cuda:0 for an engine, and for a bundle where there is a GPU and a runtime for it; "
+    "else the cpu.",
+)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="The same for every runtime.")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.05), help="Measured time a subject.")
 @click.option("--blocks", default=30, show_default=True, type=click.IntRange(min=2), help="Interleaved rounds.")
@@ -56,7 +60,8 @@ def profile(
 ) -> None:
     """Measure SUBJECTS side by side: any ONNX file (on every installed runtime, or FILE@openvino on one), a model
     name or a checkpoint (both on torch), a TensorRT engine (.engine, with the file beside it; on a GPU). Or one
-    bundle: accuracy and latency of all that is in it, and the verdict.
+    bundle: accuracy and latency of all that is in it, on the GPU where one can be used (--device cpu for the other),
+    and the verdict.
 
     Subjects take turns in blocks, so that whatever drifts meets all of them; a ratio has a 99 % interval over blocks.
     """
