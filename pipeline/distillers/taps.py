@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from pipeline.errors import RecipeError, UserError, nearest
 
@@ -28,14 +29,18 @@ def check_paths(module: nn.Module, paths: Sequence[str], *, where: str) -> None:
 
 
 class Taps:
-    """Keeps the output of each named module during a forward pass; `take` hands them over and forgets them."""
+    """Keeps the output of each named module during a forward pass; `take` hands them over and forgets them.
 
-    def __init__(self, module: nn.Module, paths: Sequence[str]) -> None:
+    A later layer may overwrite an output (`ReLU(inplace=True)`, `out += identity`). Those of the paths `copied` are
+    copied as soon as they are made: with `copy` all of them, else those that `dry_run` sees overwritten.
+    """
+
+    def __init__(self, module: nn.Module, paths: Sequence[str], *, copy: bool = False) -> None:
         self.paths = tuple(dict.fromkeys(paths))
         self.values: dict[str, torch.Tensor] = {}
         self.calls: dict[str, int] = {}
         self.versions: dict[str, int] = {}
-        self.copied: frozenset[str] = frozenset()
+        self.copied = frozenset(self.paths if copy else ())
         self.handles = [
             module.get_submodule(path).register_forward_hook(functools.partial(self._keep, path)) for path in self.paths
         ]
@@ -62,13 +67,17 @@ class Taps:
     def dry_run(self, module: nn.Module, input_size: Shape) -> dict[str, Shape]:
         """Path -> shape of its output a sample, from one forward pass of two black images in eval mode.
 
-        Also finds out which outputs the next module overwrites (an in-place ReLU): those are copied from now on.
+        Also finds out which outputs a later layer overwrites: those are copied from now on. Dropout is on meanwhile,
+        since an in-place one overwrites nothing in eval mode.
         Raises `RecipeError` for a module that is not run, run more than once, or gives something else than one tensor.
         """
         self.copied = frozenset()
         modes = {part: part.training for part in module.modules()}
         parameter = next(module.parameters())
         module.eval()
+        for part in module.modules():
+            if isinstance(part, _DropoutNd):
+                part.train()
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 module(torch.zeros(2, *input_size, device=parameter.device))

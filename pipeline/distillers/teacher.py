@@ -45,7 +45,7 @@ class LiveTeacher:
         self.module = module.to(device=device, dtype=dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
         self.mean, self.std = network.mean, network.std
         self.dtype, self.channels_last = dtype, channels_last
-        self.taps = Taps(self.module, taps)
+        self.taps = Taps(self.module, taps, copy=True)  # no dry run here could tell what is overwritten
         self.forward = torch.compile(self.module) if compile else self.module
 
     def __call__(self, view: View) -> dict[str, torch.Tensor]:

@@ -97,7 +97,7 @@ def stage(recipe: Recipe, lesson: Lesson, role: str, repeat: int) -> Stage:
     terms = alone(lesson.task, lesson.distill) if control else lesson.distill.losses
     return Stage(
         name=stage_name(role, repeat),
-        version=2,
+        version=3 if lesson.foreign_features and not control else 2,
         needs=tuple(needs),
         config=config,
         stamp=lambda: stamp(lesson, own, () if control else lesson.distill.peers, terms),

@@ -57,6 +57,18 @@ class Lesson:
         terms = self.distill.losses
         return self.distill.mode == "offline" and any(t.loss in NEEDS_TEACHER and t.weight > 0 for t in terms)
 
+    @property
+    def foreign_features(self) -> bool:
+        """Whether features are compared with those of a network from elsewhere (`torchvision:`, spandrel, a user's),
+        whose layers may work in place; those of our own never do. What such features taught or filled before they were
+        copied may be wrong, so the stages that depend on them have a version of their own."""
+        from pipeline.losses import TAPS
+        from pipeline.models import MODELS, PRUNED
+
+        family = self.teacher_model.removeprefix(f"{PRUNED}:").partition("?")[0]
+        own = family in MODELS and "spandrel" not in MODELS[family]
+        return self.taught and not own and any(t.loss in TAPS and t.weight > 0 for t in self.distill.losses)
+
 
 def lessons(recipe: Recipe) -> tuple[Lesson, ...]:
     """Every generation, and the student last. The first is taught by the teachers, each other one by the one before."""

@@ -71,7 +71,7 @@ def stage(recipe: Recipe, lesson: Lesson) -> Stage:
         config["teacher.weights"] = lesson.weights
     return Stage(
         name=stage_name(lesson),
-        version=2,
+        version=3 if lesson.foreign_features else 2,
         needs=(DATA, *(name for each in lesson.teachers for name in teacher.with_check(each))),
         config={"distill": config},
         stamp=(lambda: elsewhere_stamp(Path(distill.table))) if distill.table else None,
