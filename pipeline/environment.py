@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
+    "bitsandbytes",
+    "nncf",
     "numpy",
     "onnx",
     "onnxconverter-common",
@@ -27,6 +29,8 @@ PACKAGES = (
     "pydantic",
     "safetensors",
     "scikit-learn",
+    "segmentation-models-pytorch",
+    "spandrel",
     "tensorrt",
     "tensorrt-rtx",
     "torch",

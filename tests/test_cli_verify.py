@@ -18,6 +18,8 @@ from sample_run import sample_run
 from two_stages import flip_bit
 
 from pipeline import manifest
+from pipeline.gates.judge import judge
+from pipeline.gates.rejudge import rejudge
 from pipeline.sample_files import EvidenceError, read_array, read_outcomes, read_timings
 
 
@@ -74,6 +76,42 @@ def test_verify_exits_as_the_gate_does(tmp_path: Path, limit: str, code: int, ve
     done = cli("verify", run)
     assert done.code == code and f"samples: {verdict}  " in done.out, done.out
     assert cli("gate", run).code == code
+
+
+def test_rules_that_differ_in_their_subject_are_each_judged_again(tmp_path: Path) -> None:
+    rules = [
+        {"metric": "accuracy_drop", "against": "teacher", "max": limit, "subject": subject}
+        for limit, subject in (("20pt", "onnx-int8@openvino"), ("20pt", "student"))
+    ]
+    run = sample_run(tmp_path, rules=rules, timed=False)
+    assert cli("verify", run).code == 0
+    report = json.loads((run / "report.json").read_text())
+    report["gates"].reverse()
+    report["gates"][0]["outcome"] = "fail"
+    found = rejudge(report, lambda name, sha256: (run / name).read_bytes())
+    assert found.verdict == "released"
+    assert found.differences[0] == (
+        "the check accuracy_drop against teacher <= 20pt of onnx-int8@openvino: recorded as accuracy_drop against "
+        "teacher <= 20pt of student"
+    )
+
+
+def test_a_bound_that_was_left_out_or_made_up_does_not_decide(tmp_path: Path) -> None:
+    """Of bursty latencies: with what `tails` says taken away, a check would believe a bound of independent queries."""
+    run = sample_run(tmp_path, timed=False)
+    report = json.loads((run / "report.json").read_text())
+    chosen = report["selection"]["chosen"]
+    row = next(row for row in report["subjects"] if row["name"] == chosen)
+    entry = next(entry for entry in row["latency"] if entry["kind"] == "device")
+    report["recipe"]["gate"] = [{"metric": "latency_p99_ms", "max": entry["p99_ms"] * 1.0001}]
+    entry.pop("tails", None)
+    entry["p99_bound_ms"] = entry["p90_bound_ms"] = entry["p99_ms"]
+    made_up = judge(report)
+    assert made_up.verdict == "released", made_up.checks
+    found = rejudge(report | made_up.recorded(), lambda name, sha256: (run / name).read_bytes())
+    assert found.verdict != "released"
+    said = f"{chosen}: latency (device): p99_bound_ms: recorded "
+    assert [line for line in found.differences if line.startswith(said)]
 
 
 def outcomes(run: Path) -> None:

@@ -241,6 +241,40 @@ def test_a_comparison_recorded_the_other_way_round_counts_the_same(measured):
     assert one(report, metric="accuracy_drop", against="teacher", max="6pt") == straight
 
 
+def test_a_speed_up_recorded_the_other_way_round_counts_the_same(measured):
+    report = copy.deepcopy(measured)
+    straight = one(report, metric="speedup_p50", against="teacher", min=8)
+    for row in report["comparisons"]:
+        if row["kind"] == "latency":
+            row["subject"], row["against"] = row["against"], row["subject"]
+            row["blocks_ms"] = {"subject": row["blocks_ms"]["against"], "against": row["blocks_ms"]["subject"]}
+            row["ratio"], row["ratio_lower"], row["ratio_upper"] = (
+                1 / row[key] for key in ("ratio", "ratio_upper", "ratio_lower")
+            )
+    turned = one(report, metric="speedup_p50", against="teacher", min=8)
+    assert (turned.outcome, turned.n) == (straight.outcome, straight.n) == ("pass", 30)
+    for key in ("value", "bound_lower", "bound_upper"):
+        assert getattr(turned, key) == pytest.approx(getattr(straight, key))
+
+
+def test_accuracy_is_of_answers_that_are_right_or_wrong(measured):
+    """Mean Dice is no share of right answers, though it lies between 0 and 1."""
+    accuracy = next(row for row in measured["subjects"] if row["name"] == CHOSEN)["accuracy"]
+    report = changed(measured, CHOSEN, accuracy=accuracy | {"metric": "dice", "value": 0.334, "n": 200})
+    check = one(report, metric="accuracy", min=0.3)
+    assert (check.outcome, check.value) == ("undecided", None)
+    assert check.reason == f"accuracy counts right answers, and {CHOSEN} was judged by dice; ask for that"
+
+
+def test_paired_counts_without_their_n_are_undecided(measured):
+    report = copy.deepcopy(measured)
+    for row in report["comparisons"]:
+        if row["kind"] == "accuracy":
+            del row["n"]
+    check = one(report, metric="accuracy_drop", against="teacher", max="6pt")
+    assert check.outcome == "undecided" and "do not say of how many samples" in check.reason
+
+
 def test_the_validation_split_decides_nothing(measured):
     report = copy.deepcopy(measured)
     for row in report["comparisons"]:

@@ -70,6 +70,14 @@ def test_what_was_not_measured_is_passed_over_and_exact_limits_choose_too() -> N
     )
 
 
+def test_a_rule_against_the_last_release_does_not_choose() -> None:
+    """It has no counterpart before `edgestill gate NEW --against LAST`; all would be passed over."""
+    report = {"subjects": [artifact("slow", 2.0, 0.9), artifact("fast", 1.0, 0.8)]}
+    ratchet = Rule(metric="accuracy_drop", against="last-release", max="1.0pt")
+    found = select(report, [DROP, ratchet], [pair("slow", 0), pair("fast", 2)])
+    assert found == {"chosen": "fast", "order": ["fast", "slow"], "reason": "the fastest artifact"}
+
+
 def test_without_an_artifact_nothing_is_chosen() -> None:
     assert select({"subjects": []}, [DROP], []) == {"chosen": None, "order": [], "reason": "no artifact was measured"}
 

@@ -71,7 +71,8 @@ def test_names_from_users_cannot_become_markup(released):
     page = render_html(hostile)
     assert "<img" not in page
     assert "&lt;img src=x&gt;|&amp;" in page
-    assert "<img src=x>\\|&" in render_markdown(hostile)
+    assert "<img" not in render_markdown(hostile).replace("\\<img", "")
+    assert "\\<img src=x\\>\\|&" in render_markdown(hostile)
 
 
 @pytest.mark.parametrize("verdict", ["refused", "undecided"])
@@ -158,6 +159,49 @@ def test_a_headline_says_how_it_stands_to_the_teacher(memory, text):
     teacher["peak_memory_bytes"], chosen["peak_memory_bytes"] = 188_000_000, memory
     (tile,) = (tile for tile in ledger.tiles(released) if tile.name == "peak memory")
     assert tile.against == text
+
+
+def test_two_rules_that_differ_in_their_subject_keep_their_own_pictures(released):
+    """Their texts are equal; each row has its own interval and its own words."""
+    report = json.loads(json.dumps(released))
+    rules = [
+        {"metric": "accuracy_drop", "against": "teacher", "max": "6pt", "subject": name}
+        for name in ("student", "onnx-int8-cpu@onnxruntime")
+    ]
+    report |= judge(report, rules).recorded()
+    first, second = report["gates"]
+    assert first["rule"] == second["rule"] and first["value"] != second["value"]
+    page, text = render_html(report), render_markdown(report)
+    for name in ("student", "onnx-int8-cpu@onnxruntime"):
+        assert f"images only {name} is right on" in page and f"images only {name} is right on" in text
+    values = re.findall(r"aria-label=\"([^\"]*) against a limit of", page)
+    assert len(values) == len(set(values)) == 2, values
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("onnx-int8@openvino", "int8"),
+        ("onnx-int8-cpu@onnxruntime", "int8 for CPU"),
+        ("onnx-int8-gpu@tensorrt", "int8 for GPU"),
+        ("onnx-int8-trt86@tensorrt", "int8 for TensorRT 8.6"),
+        ("onnx-int8-float-layers@openvino", "int8, float layers"),
+        ("onnx-int8-cpu-qat@onnxruntime", "int8 for CPU, qat"),
+        ("openvino-int8-nncf@openvino", "int8 by NNCF"),
+        ("openvino-int8-nncf-mixed@openvino", "int8 by NNCF, mixed"),
+    ],
+)
+def test_every_form_has_a_title_of_its_own(name, title):
+    assert ledger.title_of({"role": "artifact", "name": name, "precision": "int8"}) == title
+
+
+def test_a_waived_limit_is_told_in_the_terminal(released, tmp_path):
+    report = json.loads(json.dumps(released))
+    report["gates"][0] |= {"outcome": "fail", "waived": "waived by Ada until 2199-12-31: a trial"}
+    out = io.StringIO()
+    print_ledger(report, Console(file=out, width=200), folder=tmp_path)
+    line = next(line for line in out.getvalue().splitlines() if report["gates"][0]["rule"] in line)
+    assert line.startswith("! ") and line.endswith("(waived by Ada until 2199-12-31: a trial)")
 
 
 def test_reasons_of_what_was_not_measured_are_told_once():

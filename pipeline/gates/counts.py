@@ -26,6 +26,7 @@ from pipeline.gates.judge import Evidence, UnmeasuredError, comparisons, measure
 from pipeline.gates.rules import METRICS, Limit, Rule
 
 CLASS = "label"
+TOP1 = "top1"  # the metric of tasks whose answers are classes
 GROUP = ("both", "only_subject", "only_against", "neither", "agree")
 
 
@@ -48,7 +49,10 @@ def counts_of(report: Mapping[str, Any], subject: Mapping[str, Any], against: st
         *((row, False) for row in comparisons(report, "accuracy", subject=name, against=against, split="test")),
         *((row, True) for row in comparisons(report, "accuracy", subject=against, against=name, split="test")),
     ):
-        found, n = _counts([row.get(key) for key in GROUP], name, against, turned=other, of=row.get("n")), row["n"]
+        n = row.get("n")
+        if type(n) is not int:
+            raise UnmeasuredError(f"the paired counts of {name} and {against} do not say of how many samples")
+        found = _counts([row.get(key) for key in GROUP], name, against, turned=other, of=n)
         right = measured(subject, "accuracy", "value") * n
         if abs(right - found.pairs.both - found.pairs.only_subject) > 0.5 or measured(subject, "accuracy", "n") != n:
             raise UnmeasuredError(f"the paired counts of {name} and {against} contradict the accuracy of {name}")
@@ -170,6 +174,9 @@ def decide_accuracy(report: Mapping[str, Any], subject: Mapping[str, Any], rule:
     if rule.slice:
         against = next((row["against"] for row in comparisons(report, "accuracy", subject=subject["name"])), "")
         return decide(report, subject, rule, limit, against=against, shown="")
+    of = (subject.get("accuracy") or {}).get("metric", TOP1)
+    if of != TOP1:
+        raise UnmeasuredError(f"accuracy counts right answers, and {subject['name']} was judged by {of}; ask for that")
     value, n = measured(subject, "accuracy", "value"), measured(subject, "accuracy", "n")
     if n < 1 or n != int(n) or value > 1:
         raise UnmeasuredError(f"accuracy of {subject['name']} is {value} of {n} samples, not a share")

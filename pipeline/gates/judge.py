@@ -104,8 +104,13 @@ def judge(
     granted = waivers_of((recipe.get("waiver") or ()) if waivers is None else waivers)
     today = today or datetime.datetime.now(datetime.timezone.utc).date()
     faults = {waiver: waiver.fault(today) for waiver in granted}
+    usable = [waiver for waiver, fault in faults.items() if fault is None]
     decided = [(rule, _decide(report, rule)) for rule in (_as_rule(rule, i) for i, rule in enumerate(given))]
-    checks = tuple(_let_go(rule, check, [w for w, fault in faults.items() if fault is None]) for rule, check in decided)
+    fitting = [_waiver_of(rule, check, usable) for rule, check in decided]
+    checks = tuple(
+        replace(check, waived=str(waiver)) if waiver else check
+        for (_, check), waiver in zip(decided, fitting, strict=True)
+    )
     outcomes = {check.outcome for check in checks if check.waived is None}
     if "fail" in outcomes:
         verdict: Literal["released", "refused", "undecided"] = "refused"
@@ -114,11 +119,7 @@ def judge(
     else:
         verdict = "released"
     notes = [fault for fault in faults.values() if fault]
-    notes += [
-        f"waiver of {waiver.metric}: nothing to waive; remove it"
-        for waiver, fault in faults.items()
-        if fault is None and not any(check.waived == str(waiver) for check in checks)
-    ]
+    notes += [f"waiver of {waiver.metric}: nothing to waive; remove it" for waiver in usable if waiver not in fitting]
     return Verdict(
         verdict=verdict,
         checks=checks,
@@ -128,11 +129,10 @@ def judge(
     )
 
 
-def _let_go(rule: Rule, check: Check, waivers: list[Waiver]) -> Check:
+def _waiver_of(rule: Rule, check: Check, waivers: list[Waiver]) -> Waiver | None:
     if check.outcome == "pass":
-        return check
-    fitting = next((waiver for waiver in waivers if waiver.fits(rule, check.subject)), None)
-    return replace(check, waived=str(fitting)) if fitting else check
+        return None
+    return next((waiver for waiver in waivers if waiver.fits(rule, check.subject)), None)
 
 
 def assurance(checks: Iterable[Check]) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def subject_of(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def measured(subject: Mapping[str, Any], field: str, *path: str) -> float:
-    """A positive finite number of a subject, or the recorded reason why there is none."""
+    """A finite number of a subject, 0 or more, or the recorded reason why there is none."""
     value: Any = subject.get(field)
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None

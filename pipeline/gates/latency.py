@@ -94,6 +94,7 @@ def decide_speedup(report: Mapping[str, Any], subject: Mapping[str, Any], rule: 
             raise UnmeasuredError(f"{name} and {other} were not measured at the same batch and threads")
     if not straight:
         ratio, lower, upper = 1 / ratio, 1 / upper, 1 / lower
+        ours, theirs = theirs, ours
     # The bootstrap takes rounds as independent. Order statistics of the rounds' ratios that allow for their
     # correlation stand beside it, and the more careful bound decides.
     found, worth = block_median_bounds([math.log(b / a) for a, b in zip(ours, theirs, strict=False)])

@@ -24,15 +24,14 @@ LATENCY = "latency_"  # of the keys in a subject's `stored`
 RELATIVE = 1e-9  # sums in another order, on another processor, differ by less
 CONFIDENCE = 0.99
 # One figure of one process or of the graph.
-OUTSIDE = ("peak_memory_bytes", "energy_j", "memory_ratio", "energy_ratio", "params", "macs", "flops")
+OUTSIDE = ("peak_memory_bytes", "energy_j", "memory_ratio", "energy_ratio", "params", "macs", "int8_share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejudged:
     """What came out. `differences`: recorded figures that the samples do not give, one line each.
 
-    verdict, sentence, gates: as `pipeline.gates.judge` gives them for the figures found. recorded: what the report
-    says.
+    verdict, sentence, gates: as `judge` gives them for the figures found. recorded: the verdict of the report.
     samples: how many outcome and timing files were read. taken: kinds of comparisons and metrics that no sample can
     tell, taken as recorded.
     """
@@ -77,11 +76,12 @@ def _rejudge(report: Mapping[str, Any], read: Callable[[str, str], bytes]) -> Re
     created = str(report.get("created") or "")[:10]
     verdict = judge(found, today=datetime.date.fromisoformat(created) if created else None)
     gates = verdict.gates()
-    recorded_gates = {gate["rule"]: gate for gate in report["gates"]}
-    for gate in gates:
-        before = recorded_gates.get(gate["rule"], {}).get("outcome")
-        if before != gate["outcome"]:
-            differences.append(f"the check {gate['rule']}: recorded {before}, its samples say {gate['outcome']}")
+    for before, gate in zip(report["gates"], gates, strict=False):  # in the order of the rules, here as there
+        rule = f"the check {gate['rule']}"
+        if (before["rule"], before.get("subject")) != (gate["rule"], gate["subject"]):
+            differences.append(f"{rule} of {gate['subject']}: recorded as {before['rule']} of {before.get('subject')}")
+        elif before.get("outcome") != gate["outcome"]:
+            differences.append(f"{rule}: recorded {before.get('outcome')}, its samples say {gate['outcome']}")
     if len(gates) != len(report["gates"]):
         differences.append(f"recorded {len(report['gates'])} checks, its recipe asks for {len(gates)}")
     if verdict.verdict != report["verdict"]:
@@ -149,12 +149,14 @@ def _latencies(report: dict[str, Any], timings: Timings) -> Iterator[str]:
             figures: dict[str, Any] = {"n": len(samples), "blocks": len(np.unique(blocks)), "mean_ms": mean_ms}
             figures |= {f"{name}_ms": percentile_ms(samples, q) for name, q in (("p50", 50.0), ("p90", 90.0))}
             figures |= {"p99_ms": percentile_ms(samples, 99.0), "p90_bound_ms": percentile_bound_ms(samples, 90.0)}
-            if "tails" in entry and row["name"] in asked:
+            figures |= {"p99_bound_ms": percentile_bound_ms(samples, 99.0)}
+            if row["name"] in asked:
                 deadlines = [late["deadline_ms"] for late in entry.get("late") or ()]
                 figures |= evidence(samples, blocks, deadlines)
-            figures = {key: value for key, value in figures.items() if key in entry}
-            yield from _differ(f"{row['name']}: latency ({entry['kind']})", entry, figures)
-            entry.update(figures)
+            known = {key: value for key, value in figures.items() if key in entry}
+            yield from _differ(f"{row['name']}: latency ({entry['kind']})", entry, known)
+            # What was left out decides too: without `tails` a check would fall back on a less careful bound.
+            entry.update(figures if entry["kind"] == "device" else known)
             if entry["kind"] == "device" and row.get("throughput_per_s") is not None:
                 rate = {"throughput_per_s": entry["batch"] * 1e3 / mean_ms}
                 yield from _differ(row["name"], row, rate)
@@ -187,9 +189,9 @@ def _comparisons(report: dict[str, Any], outcomes: Outcomes, timings: Timings) -
 
 
 def _asked(report: Mapping[str, Any]) -> set[str]:
-    """Whose bounds are drawn again: the subjects that a check is about, and the fastest artifact."""
-    chosen = (report.get("selection") or {}).get("chosen")
-    return {str(gate.get("subject")) for gate in report["gates"]} | ({str(chosen)} if chosen else set())
+    """Whose bounds are drawn again: the subjects that a rule or a check is about, and the artifact that was chosen."""
+    rules, chosen = report["recipe"].get("gate") or (), (report.get("selection") or {}).get("chosen")
+    return {str(table.get("subject")) for table in (*rules, *report["gates"])} | ({str(chosen)} if chosen else set())
 
 
 def _ratio(row: Mapping[str, Any], subject: np.ndarray, against: np.ndarray, *, bounds: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.gates.dense import NAMES, UNITS, measures
+from pipeline.gates.ratchet import LAST
 from pipeline.gates.rules import METRICS, RuleLike, parse_limit
 
 ACCURACY_METRICS = ("accuracy", "accuracy_drop", "agreement")
@@ -88,15 +89,19 @@ def p50(row: Mapping[str, Any]) -> float | None:
 
 
 def breaks(row: Mapping[str, Any], rule: RuleLike, validation: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why `row` would miss the rule by its point value, or None; rules on another subject or on speed do not choose."""
+    """Why `row` would miss the rule by its point value, or None; rules on another subject, on speed or against the last
+    release, which only `edgestill gate` has beside it, do not choose."""
     limit = parse_limit(rule)
-    if rule.subject or rule.slice or rule.metric not in ACCURACY_METRICS + MEAN_METRICS + EXACT_METRICS:
+    if rule.subject or rule.slice or rule.against == LAST:
+        return None
+    if rule.metric not in ACCURACY_METRICS + MEAN_METRICS + EXACT_METRICS:
         return None
     value = point(row, rule, limit.unit, validation)
     if value is None:
         return f"{rule.metric} was not measured"
     held = value <= limit.value if limit.direction == "max" else value >= limit.value
-    return None if held else f"{rule.metric} {value:,.4g} on validation, {limit.text} asked"
+    where = "" if rule.metric in EXACT_METRICS else " on validation"
+    return None if held else f"{rule.metric} {value:,.4g}{where}, {limit.text} asked"
 
 
 def point(row: Mapping[str, Any], rule: RuleLike, unit: str, validation: Sequence[Mapping[str, Any]]) -> float | None:

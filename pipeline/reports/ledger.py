@@ -23,6 +23,9 @@ FIELD_NAMES = {
 }
 READING = 0.975  # one-sided, so that both bounds together are the 95 % interval that people read
 
+# What a form of int8 is made for, after the precision in the name of an artifact.
+FORM_WORDS = {"cpu": "for CPU", "gpu": "for GPU", "trt86": "for TensorRT 8.6", "nncf": "by NNCF"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -73,10 +76,14 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
 
 
 def title_of(subject: Mapping[str, Any]) -> str:
-    """The subject in words: `Teacher`, `Student`, `int8 (unsigned)`."""
+    """The subject in words: `Teacher`, `Student`, `int8 for CPU`, `int8, float layers`."""
     role, name = str(subject.get("role")), str(subject["name"])
     if role == "artifact":
-        return str(subject.get("precision")) + (" for CPU" if name.split("@", maxsplit=1)[0].endswith("-cpu") else "")
+        precision = str(subject.get("precision"))
+        form, *rungs = name.partition("@")[0].partition(f"-{precision}")[2].removeprefix("-").split("-")
+        title = f"{precision} {FORM_WORDS[form]}" if form in FORM_WORDS else precision
+        more = " ".join(rungs if form in FORM_WORDS else (form, *rungs))
+        return f"{title}, {more}" if more else title
     if role == "generation":
         return f"Generation {name.removeprefix(role)}"
     return {"teacher": "Teacher", "control": "Control", "student": "Student"}.get(role, name)

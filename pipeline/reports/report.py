@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def template_environment(autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(show=show, signed=signed, cell=_cell, heading=heading)
+    environment.filters.update(show=show, signed=signed, cell=_cell, heading=heading, interval=_interval)
     return environment
 
 
@@ -128,8 +129,8 @@ def stylesheet() -> str:
 
 
 def _cell(text: Any) -> str:
-    """Text that cannot break out of a Markdown table cell."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    """Text that cannot break out of a Markdown table cell and starts no markup, link or image."""
+    return re.sub(r"([\\|<>\[\]`*])", r"\\\1", " ".join(str(text).split()))
 
 
 def render_html(report: Mapping[str, Any]) -> str:
@@ -160,8 +161,10 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "tiles": ledger.tiles(report),
         "chain": ledger.chain(report),
         "missing": ledger.not_measured(report),
-        "checks": sorted(report["gates"], key=lambda c: order.get(c["outcome"], 1)),
-        "beside": {check["rule"]: told_beside(report, check) for check in report["gates"]},
+        "checks": [
+            {**check, "beside": told_beside(report, check)}
+            for check in sorted(report["gates"], key=lambda c: order.get(c["outcome"], 1))
+        ],
         "distillation": report.get("distillation"),
         "ladder": ladder_view(report),
         "trained": trained,
@@ -262,19 +265,19 @@ def _drawings(report: Mapping[str, Any]) -> dict[str, Any]:
         "loss_curves": {
             name: charts.curves(losses, width=w, height=h, title="training loss") for name, (w, h) in halves.items()
         },
-        "intervals": {
-            gate["rule"]: charts.interval(
-                gate["value"],
-                gate["bound_lower"],
-                gate["bound_upper"],
-                gate["threshold"],
-                direction=gate["direction"],
-                unit=gate["unit"],
-                outcome=gate["outcome"],
-            )
-            for gate in report["gates"]
-        },
     }
+
+
+def _interval(check: Mapping[str, Any]) -> str:
+    return charts.interval(
+        check["value"],
+        check["bound_lower"],
+        check["bound_upper"],
+        check["threshold"],
+        direction=check["direction"],
+        unit=check["unit"],
+        outcome=check["outcome"],
+    )
 
 
 def print_ledger(report: Mapping[str, Any], console: Console, *, folder: Path, following: str = "") -> None:
@@ -297,8 +300,9 @@ def print_ledger(report: Mapping[str, Any], console: Console, *, folder: Path, f
     console.print()
     styles = {"pass": ("green", "\u2713"), "fail": ("red", "\u2715"), "undecided": ("yellow", "?")}
     for item in report["gates"]:
-        style, sign = styles[item["outcome"]]
-        line = Text.assemble((f"{sign} ", style), (item["rule"], "bold"), f": {item['reason']}")
+        waived = f" ({item['waived']})" if item.get("waived") else ""
+        style, sign = ("yellow", "!") if waived else styles[item["outcome"]]
+        line = Text.assemble((f"{sign} ", style), (item["rule"], "bold"), f": {item['reason']}{waived}")
         console.print(line)
     colour = {"released": "green", "refused": "red", "undecided": "yellow"}[report["verdict"]]
     if (report.get("distillation") or {}).get("sentence"):

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SIGNS = {"pass": "\u2705", "fail": "\u274c", "undecided": "\u2754", "waived": "\u26a0\ufe0f"}
 
+# Runtimes whose package has another name; the first that is installed.
+PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "onnxruntime-tensorrt": ("onnxruntime-gpu", "onnxruntime"),
+    "torch-compile": ("torch",),
+}
+
 
 def evidence(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
     """What the verdict rests on. What the report does not tell is null."""
@@ -36,9 +44,7 @@ def evidence(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
         "calibration": (data.get("calibration") or {}).get("sha256"),
         "recipe": {"name": (report.get("recipe") or {}).get("name"), "sha256": sha256_json(report.get("recipe") or {})},
         "code": {"commit": source.get("commit"), "dirty": source.get("dirty")},
-        "runtimes": {
-            str(runtime): packages.get(str(runtime)) for runtime in sorted({str(row.get("runtime")) for row in judged})
-        },
+        "runtimes": {name: _version(name, packages) for name in sorted({str(row.get("runtime")) for row in judged})},
         "driver": environment.get("driver") or machine.get("driver"),
         "device": {
             "cpu": environment.get("cpu"),
@@ -49,6 +55,10 @@ def evidence(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
         },
         "measured": report.get("created"),
     }
+
+
+def _version(runtime: str, packages: Mapping[str, Any]) -> Any:
+    return next((packages[name] for name in PACKAGES.get(runtime, (runtime,)) if name in packages), None)
 
 
 def verdict_json(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:

@@ -42,7 +42,11 @@ def add_int8(subjects: Iterable[dict[str, Any]], paths: Mapping[str, Path]) -> N
     known: dict[Path, Any] = {}
     for subject in subjects:
         path = paths.get(subject["name"])
-        if path is None or subject.get("format") != "onnx":
+        if path is None:
+            continue
+        if subject.get("format") != "onnx":
+            if subject.get("role") == "artifact":
+                subject["missing"] = {**subject["missing"], INT8: "it is counted in ONNX files only"}
             continue
         if path not in known:
             known[path] = _int8(describe, path)
