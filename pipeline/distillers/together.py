@@ -34,7 +34,7 @@ def together(
             part.whole = ranks.whole
             if (labels < 0).any():  # a mean over the labelled images, of which each process may have another number
                 part.of_whole_batch = RELATION | {"cross_entropy"}
-    apart = any(isinstance(part, _NormBase) for part in learner.student.modules())
+    apart = any(isinstance(part, _NormBase) for part in learner.modules())
     say(
         f"{label}: {world} processes with {batch_size // world} images each of a batch of {batch_size}"
         + ("; BatchNorm normalises each share by itself" if apart else "")
