@@ -22,6 +22,7 @@ from pipeline.training.finite_guard import FiniteGuard
 from pipeline.training.optimizer import gradient_norms, optimize
 from pipeline.training.schedule import learning_rate
 from pipeline.training.state import Checkpointer, Parts
+from pipeline.training.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from pipeline.training.train import TrainData
@@ -45,6 +46,7 @@ class Run:
     device: torch.device
     seed: int
     guard: FiniteGuard
+    watch: Stopwatch
     display: TrainingDisplay
 
     @property
@@ -56,6 +58,7 @@ class Run:
         if not self.ranks.any(self.ranks.leads and self.checkpoint.due()):
             return False
         self.guard.flush()
+        self.parts.progress.teacher_seconds += self.watch.take()
         self.ranks.settle((self.parts.module, self.parts.average))
         if self.ranks.leads:
             self.checkpoint.save(self.parts)
@@ -104,7 +107,13 @@ def train_epoch(run: Run) -> float:
         )
         if progress.step_in_epoch % run.guard.every == 0 and run.save_if_due():
             mark = time.perf_counter()
+    mark = time.perf_counter()
     run.guard.flush()
+    if run.device.type == "cuda":  # whose last steps were asked for, but are not done
+        torch.cuda.synchronize(run.device)
+    progress.teacher_seconds += run.watch.take()
+    progress.epoch_seconds += (left := time.perf_counter() - mark)
+    progress.seconds += left
     return wait
 
 
@@ -118,17 +127,18 @@ def train_step(
     tensors = {"target": target, "sample_ids": torch.from_numpy(places).to(run.device)}
     if taught and run.learner.asks_teacher:
         assert run.teacher is not None, "the learner is taught, but nobody teaches"
-        start = time.perf_counter()
-        tensors |= named_outputs(run.teacher(view))
-        progress.teacher_seconds += time.perf_counter() - start
+        with run.watch.running():
+            tensors |= named_outputs(run.teacher(view))
     step = progress.epoch * run.steps_per_epoch + progress.step_in_epoch
     if run.ranks.world > 1:  # so that dropout differs between ranks, and needs no checkpoint of each
         torch.manual_seed(int(draws.bits(run.seed, step, np.array([run.ranks.rank]), draws.RANK)[0]))
+    logged = progress.step_in_epoch == 0
+    run.learner.compiled = config.compile and not logged  # a compiled graph gives its gradients only once
     weighted, values = run.model(view.images, tensors, epoch=progress.epoch, taught=taught)
     total = torch.stack(tuple(weighted.values())).sum()
     values = run.ranks.means(values | {"total": total.detach()})
     run.guard.check(values["total"], progress.epoch, progress.step_in_epoch, samples)
-    if progress.step_in_epoch == 0 and len(weighted) > 1 and not config.compile:
+    if logged and len(weighted) > 1:
         progress.norms = gradient_norms(run.learner.student, weighted, mean=run.ranks.mean)
     rate = learning_rate(config, step, run.steps_per_epoch, plateau_factor=progress.plateau.factor)
     optimize(run.parts, total, rate, config)

@@ -28,6 +28,7 @@ from pipeline.training.epoch import Run, train_epoch
 from pipeline.training.finite_guard import FiniteGuard
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.state import Checkpointer, Parts, Progress
+from pipeline.training.stopwatch import Stopwatch
 from pipeline.training.validation import top1
 
 
@@ -124,6 +125,7 @@ def train(
         device=device,
         seed=seed,
         guard=FiniteGuard(label, every=1 if device.type == "cpu" else 20),
+        watch=Stopwatch(device),
         display=display,
     )
     with display:
