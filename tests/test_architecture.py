@@ -31,7 +31,8 @@ HEAVY = frozenset(
     }
 )
 
-# cli -> chain -> stages -> {training, gates, reports, evaluate, ...} -> {recipe, stage, store, ...}; a module may import its own rank.
+# cli -> chain -> stages -> {training, gates, reports, ...} -> {recipe, stage, store, ...}; a module may import its
+# own rank.
 CLI, CHAIN, STAGES, WORK, GROUND = 4, 3, 2, 1, 0
 RECIPE = ("pipeline.recipe", "pipeline.recipe_training")
 GROUND_MODULES = {
