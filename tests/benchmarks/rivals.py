@@ -5,7 +5,8 @@
 
 For each network and batch: first everything takes part in interleaved measurements (a short one, and a longer one of
 the best), in which we choose as `auto` does (the fastest of our files and runtimes, those left out whose accuracy
-missed the recipe's limits on validation) and each rival's fastest variant is chosen for it, too. Then the chosen ones
+missed the recipe's limits on validation) and each rival's fastest variant is chosen for it, too. At batch 1 of the
+CIFAR-10 student it is not chosen again: there ours is what `auto` picked in the run itself. Then the chosen ones
 are measured anew, side by side in blocks (ABBA), in several openings: a compiled network keeps the memory that it was
 given, and two openings of one file differ by more than two measurements of one opening. So the ratio of medians is
 taken in each opening, their geometric mean is the result, and its 99 % bound on each side is Student's, over openings.
@@ -52,6 +53,9 @@ def choose(network: dict[str, Any], batch: int, args: argparse.Namespace) -> tup
     looks = [medians(network, close, batch, args, seconds=args.choice_seconds, blocks=8) for _ in range(LOOKS)]
     again = {s["name"]: float(np.median([look[s["name"]] for look in looks])) for s in close}
     best: dict[str, dict] = {}
+    picked = (network.get("selection") or {}).get("chosen") if batch == 1 else None  # a run measures at batch 1
+    if picked:
+        best[OURS] = next(subject for subject in running if subject["name"] == picked)
     for subject in sorted(close, key=lambda row: again[row["name"]]):
         best.setdefault(subject["maker"], subject)
     return best, first | again
