@@ -14,7 +14,7 @@ from sample_report import sample_report
 
 from pipeline.bundle.archive import write_archive
 from pipeline.bundle.arrays import array_bytes
-from pipeline.bundle.contents import (
+from pipeline.bundle.layout import (
     MANIFEST,
     OUTCOMES,
     PREPROCESSING,

@@ -28,7 +28,7 @@ from sample_run import sample_run
 
 from pipeline import manifest
 from pipeline.bundle.archive import write_archive
-from pipeline.bundle.contents import MANIFEST
+from pipeline.bundle.layout import MANIFEST
 from pipeline.data.arrays import open_source
 from pipeline.data.decode import decode_image
 from pipeline.errors import UserError

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from pipeline.bundle.archive import read_archive, write_archive
 from pipeline.bundle.arrays import array_bytes, array_size, read_array
-from pipeline.bundle.contents import MANIFEST, read_manifest, unpacked
+from pipeline.bundle.contents import read_manifest, unpacked
+from pipeline.bundle.layout import MANIFEST
 from pipeline.bundle.pack import hash_of
 from pipeline.bundle.verify import Change, verify_bundle
 from pipeline.errors import UserError

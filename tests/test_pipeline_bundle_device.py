@@ -16,9 +16,10 @@ from cli_runner import cli
 from onnx import TensorProto, load_from_string
 
 from pipeline.bundle.arrays import array_bytes
-from pipeline.bundle.contents import MANIFEST, hashed, read_manifest, unpacked
+from pipeline.bundle.contents import hashed, read_manifest, unpacked
 from pipeline.bundle.device import RECORDED, measure
 from pipeline.bundle.join import join, joined, judged_again
+from pipeline.bundle.layout import MANIFEST
 from pipeline.bundle.settings import recipe_of
 from pipeline.errors import UserError
 from pipeline.gates.judge import judge

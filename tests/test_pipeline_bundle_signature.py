@@ -12,7 +12,8 @@ from bundle_parts import manifest_of, parts, small_bundle
 
 from pipeline.bundle import signature
 from pipeline.bundle.archive import write_archive
-from pipeline.bundle.contents import MANIFEST, unpacked
+from pipeline.bundle.contents import unpacked
+from pipeline.bundle.layout import MANIFEST
 from pipeline.bundle.verify import verify_bundle
 from pipeline.errors import UserError
 

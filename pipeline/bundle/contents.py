@@ -1,4 +1,4 @@
-"""What a bundle holds and how it is read: the manifest first, then only what the manifest names, hash by hash.
+"""How a bundle is read: the manifest first, then only what the manifest names, hash by hash.
 
 Arrays are .npy files whose header must match their size and type before they are read; nothing is ever unpickled.
 """
@@ -13,116 +13,36 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from pipeline.atomic import disk_errors, format_bytes
-from pipeline.bundle.archive import LARGEST_BYTES, MOST_FILES, Entry, pieces, read_archive
-from pipeline.bundle.arrays import array_size, read_array
+from pipeline.bundle.archive import Entry, pieces, read_archive
+from pipeline.bundle.arrays import read_array
+from pipeline.bundle.layout import (
+    KIND,
+    MANIFEST,
+    OUTCOMES,
+    PREPROCESSING,
+    REPORT,
+    RULES,
+    SCHEMA_VERSION,
+    SIGNATURE,
+    Manifest,
+    contradiction,
+    images_file,
+    labels_file,
+    outcomes_file,
+    slice_file,
+)
 from pipeline.data.slices import Column
 from pipeline.errors import UserError
-from pipeline.tasks import TASKS
 
-SCHEMA_VERSION = 1
-KIND = "edgestill-bundle"
-MANIFEST = "manifest.json"
-SIGNATURE = "manifest.json.sig"
-REPORT, RULES, PREPROCESSING = "report.json", "gate.json", "preprocessing.json"
-SPLITS = ("validation", "test")
-REFERENCES = ("teacher", "control", "student")
-MOST_SLICES = 100
-OUTCOMES = {"prediction": "int32", "correct": "bool", "top5": "bool", "confidence": "float32"}
 # A JSON file is read whole; these are far above what a run writes.
 LARGEST_JSON_BYTES = {MANIFEST: 4 << 20, SIGNATURE: 64 << 10, RULES: 1 << 20, PREPROCESSING: 16 << 20}
 LARGEST_REPORT_BYTES = 64 << 20
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
-class File(_Part):
-    sha256: Sha256
-    size: Annotated[int, Field(ge=0, le=LARGEST_BYTES)]
-
-
-class Model(_Part):
-    """One ONNX file; `stage` is the stage of the run that made it."""
-
-    file: str
-    role: Literal["artifact", "teacher"]
-    precision: Literal["fp32", "fp16", "bf16", "int8"]
-    stage: Name
-
-
-class Samples(_Part):
-    """`n` images of the `of` that the split of the run has."""
-
-    n: Annotated[int, Field(ge=1)]
-    of: Annotated[int, Field(ge=1)]
-
-
-class Manifest(_Part):
-    """manifest.json. `references` are networks of the host whose outcomes on the samples were recorded there."""
-
-    schema_version: Literal[1]
-    kind: Literal["edgestill-bundle"]
-    recipe: Name
-    task: str
-    image_shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 16)]], Field(min_length=3, max_length=3)]
-    made_with: dict[str, str]
-    models: Annotated[dict[Name, Model], Field(min_length=1)]
-    samples: dict[Literal["validation", "test"], Samples]
-    references: list[Literal["teacher", "control", "student"]]
-    files: dict[str, File]
-    evidence: list[str] = Field([], max_length=MOST_FILES, description="raw samples, by the names that REPORT gives")
-    slices: list[str] = Field([], max_length=MOST_SLICES, description="columns of test images, by REPORT's names")
-
-    def expected_files(self) -> dict[str, int | None]:
-        """Every file that the other entries call for, with its size where that is known."""
-        wanted: dict[str, int | None] = dict.fromkeys((REPORT, RULES, PREPROCESSING))
-        wanted |= {model.file: None for model in self.models.values()}
-        wanted |= {evidence_file(name): None for name in self.evidence}
-        column = array_size("int32", (self.samples["test"].n,))
-        wanted |= dict.fromkeys(map(slice_file, range(len(self.slices))), column)
-        for split in SPLITS:
-            n = self.samples[split].n
-            wanted[images_file(split)] = array_size("uint8", (n, *self.image_shape))
-            wanted[labels_file(split)] = array_size("int64", (n,))
-            for name in self.references:
-                wanted |= {outcomes_file(name, split, key): array_size(kind, (n,)) for key, kind in OUTCOMES.items()}
-        return wanted
-
-
-def images_file(split: str) -> str:
-    return f"samples/{split}-images.npy"
-
-
-def labels_file(split: str) -> str:
-    return f"samples/{split}-labels.npy"
-
-
-def outcomes_file(reference: str, split: str, key: str) -> str:
-    return f"outcomes/{reference}-{split}-{key}.npy"
-
-
-def slice_file(place: int) -> str:
-    """Of the column at `place` in the manifest's `slices`: the codes of the test samples. Names may hold anything."""
-    return f"slices/{place}.npy"
-
-
-def evidence_file(name: str) -> str:
-    """Where a file of the run with raw outcomes or timings lies in its bundle."""
-    return f"evidence/{name}"
-
-
-def model_file(name: str) -> str:
-    return f"models/{name}.onnx"
 
 
 def read_manifest(path: Path) -> tuple[Manifest, bytes, dict[str, Entry]]:
@@ -144,33 +64,9 @@ def read_manifest(path: Path) -> tuple[Manifest, bytes, dict[str, Entry]]:
         manifest = Manifest.model_validate(values)
     except (ValidationError, RecursionError) as error:
         raise UserError(f"{path}: {MANIFEST}: {_first_fault(error)}; make the bundle again") from None
-    if fault := _fault(manifest):
-        raise UserError(f"{path}: {MANIFEST}: {fault}; make the bundle again")
+    if why := contradiction(manifest):
+        raise UserError(f"{path}: {MANIFEST}: {why}; make the bundle again")
     return manifest, text, entries
-
-
-def _fault(manifest: Manifest) -> str:
-    """What contradicts itself in a manifest; empty when nothing does."""
-    if manifest.task not in TASKS:
-        return f"unknown task {manifest.task[:40]!r}"
-    if set(manifest.samples) != set(SPLITS):
-        return "samples of validation and test are needed"
-    if len(set(manifest.references)) < len(manifest.references):
-        return "a reference is named twice"
-    if len(set(manifest.slices)) < len(manifest.slices):
-        return "a column of slices is named twice"
-    for name, model in manifest.models.items():
-        if model.file != model_file(name) or (model.role == "teacher") != (name == "teacher"):
-            return f"models.{name} is {model.file[:60]!r} in the role {model.role}"
-    if not any(model.role == "artifact" for model in manifest.models.values()):
-        return "there is no artifact in it"
-    wanted = manifest.expected_files()
-    if odd := sorted(wanted.keys() ^ manifest.files.keys()):
-        return f"{odd[0][:100]} is {'missing from' if odd[0] in wanted else 'not known in'} its files"
-    for name, size in wanted.items():
-        if size not in (None, manifest.files[name].size):
-            return f"{name} cannot have {manifest.files[name].size:,} bytes, but {size:,}"
-    return ""
 
 
 def _first_fault(error: ValidationError | RecursionError) -> str:

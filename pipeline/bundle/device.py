@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.atomic import write_json, write_text
-from pipeline.bundle.contents import SPLITS, Bundle
+from pipeline.bundle.contents import Bundle
 from pipeline.bundle.here import Say, device_here, subjects_of
+from pipeline.bundle.layout import SPLITS, model_files
 from pipeline.bundle.settings import measured_recipe
 from pipeline.data.source import InMemory, Source
 from pipeline.errors import UserError
@@ -76,6 +77,7 @@ def measure(
             "manifest_sha256": bundle.manifest_sha256,
             "made_with": bundle.manifest.made_with,
             "samples": {split: bundle.manifest.samples[split].model_dump() for split in SPLITS},  # type: ignore[index]
+            **({"left_out": bundle.manifest.left_out} if bundle.manifest.left_out else {}),
         },
         "command": command,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -199,18 +201,24 @@ def rows(
     stages = {model.stage for model in bundle.manifest.models.values()}
     inputs = dict.fromkeys(stages, bundle.folder / "models")
     inputs |= {name: out / name for name in (evaluate_stage.NAME, profile_stage.NAME)}
-    ran = {subject.path.name: {"sha256": sha256_file(subject.path)} for subject in subjects}
-    for file, entry in ran.items():
-        if entry["sha256"] != bundle.manifest.files[f"models/{file}"].sha256:
-            raise UserError(f"{bundle.path}: models/{file} changed while it was measured; measure again")
+    ran = {}
+    for file in dict.fromkeys(file for subject in subjects for file in files_of(subject)):
+        ran[Path(file).name] = {"sha256": sha256_file(bundle.folder / file)}
+        if ran[Path(file).name]["sha256"] != bundle.manifest.files[file].sha256:
+            raise UserError(f"{bundle.path}: {file} changed while it was measured; measure again")
     manifests: dict[str, Any] = {stage: {"files": ran} for stage in stages}
     manifests |= {name: {"files": hash_files(out / name)} for name in (evaluate_stage.NAME, profile_stage.NAME)}
     return [gate_stage.row(subject, inputs, judgement, measured, manifests) for subject in subjects]
 
 
+def files_of(subject: Judged) -> tuple[str, ...]:
+    """The files of its model in the bundle."""
+    return model_files(subject.name.partition("@")[0], subject.format)
+
+
 def absent(bundle: Bundle, subject: Judged, why: str) -> dict[str, Any]:
     """The row of a model that a runtime here does not load: nothing was measured, for that reason."""
-    file = bundle.manifest.files[f"models/{subject.path.name}"]
+    files = [bundle.manifest.files[file] for file in files_of(subject)]
     return {
         "name": subject.name,
         "role": subject.role,
@@ -219,8 +227,8 @@ def absent(bundle: Bundle, subject: Judged, why: str) -> dict[str, Any]:
         "precision": subject.precision,
         "runtime": subject.runtime,
         "path": f"models/{subject.path.name}",
-        "sha256": file.sha256,
-        "size_bytes": file.size,
+        "sha256": files[0].sha256,
+        "size_bytes": sum(file.size for file in files),
         **dict.fromkeys(("params", "macs", "flops", "uncounted", "accuracy", "agreement")),
         "latency": [],
         **dict.fromkeys(FIELDS[1:]),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bundle.contents import Bundle
+from pipeline.bundle.layout import FORMAT
 from pipeline.bundle.models import refuse_outside_data
 from pipeline.errors import RecipeError, UserError
 from pipeline.recipe import Profile, Recipe
@@ -66,7 +67,7 @@ def subjects_of(bundle: Bundle, recipe: Recipe, data: Prepared, say: Say) -> Sub
 
     Raises UserError, one line, when no runtime runs on the device, or none loads an artifact.
     """
-    from exporters import ExportError
+    from exporters import ExportError, unavailable
 
     device = recipe.profile.device
     try:
@@ -79,33 +80,47 @@ def subjects_of(bundle: Bundle, recipe: Recipe, data: Prepared, say: Say) -> Sub
             f"{bundle.path}: no runtime runs on {device} here; pip install {INSTALL[CPU if device == CPU else GPU]}"
             f"{other} ('edgestill doctor' says what this machine can run)"
         )
+    for name, why in bundle.manifest.left_out.items():
+        say(f"note: {name} is not in the bundle: {why}")
     found = Subjects(running=[], left_out={})
-    models = sorted(bundle.manifest.models.items(), key=lambda item: (item[1].role != "teacher", item[0]))
-    for name, model in models:
-        path = bundle.folder / model.file
-        refuse_outside_data(path, f"{bundle.path}: {model.file}")
-        for runtime in available:
-            if not runs_well(name, runtime, available):
-                continue
-            subject = Judged(
-                name=f"{name}@{runtime}",
-                role=model.role,
-                stage=model.stage,
-                format="onnx",
-                precision=model.precision,
-                runtime=runtime,
-                path=path,
-            )
-            try:
-                with open_subject(subject, recipe, threads=recipe.profile.threads, batch=0) as opened_one:
-                    opened_one.preprocess(data.source.test.load(data.test[:1]))
-            except ExportError as error:
-                why = str(error).replace(f"{bundle.folder}/", "")
-                found.left_out[subject.name] = subject, why
-                say(f"note: {subject.name} is left out: {why}")
-            else:
-                found.running.append(subject)
+    for subject in subjects_on(bundle, available):
+        try:
+            if subject.runtime not in available:
+                raise ExportError(unavailable(subject.runtime, device) or "--runtime names others")
+            with open_subject(subject, recipe, threads=recipe.profile.threads, batch=0) as opened_one:
+                opened_one.preprocess(data.source.test.load(data.test[:1]))
+        except ExportError as error:
+            why = str(error).replace(f"{bundle.folder}/", "")
+            found.left_out[subject.name] = subject, why
+            say(f"note: {subject.name} is left out: {why}")
+        else:
+            found.running.append(subject)
     if not any(subject.role == "artifact" for subject in found.running):
         reasons = "; ".join(why for _, why in found.left_out.values())
         raise UserError(f"{bundle.path}: no artifact of it runs on {device} here: {reasons}"[:400])
     return found
+
+
+def subjects_on(bundle: Bundle, available: tuple[str, ...]) -> Iterator[Judged]:
+    """Every model on every runtime that should run it, the teacher first; OpenVINO's own files on OpenVINO, whether it
+    is there or not. Raises UserError for an ONNX file with weights in another file."""
+    counted = bundle.manifest.counted()
+    models = sorted(bundle.manifest.models.items(), key=lambda item: (item[1].role != "teacher", item[0]))
+    for name, model in models:
+        path = bundle.folder / model.file
+        if model.format == FORMAT:
+            refuse_outside_data(path, f"{bundle.path}: {model.file}")
+            on = [runtime for runtime in available if runs_well(name, runtime, available)]
+        else:
+            on = [model.format]  # whose weights are the .bin beside it, which the manifest hashes
+        for runtime in on:
+            yield Judged(
+                name=f"{name}@{runtime}",
+                role=model.role,
+                stage=model.stage,
+                format=model.format,
+                precision=model.precision,
+                runtime=runtime,
+                path=path,
+                counted=None if model.format == FORMAT or counted is None else bundle.folder / counted,
+            )

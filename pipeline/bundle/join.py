@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import write_bytes
+from pipeline.bundle.layout import SUFFIXES
 from pipeline.errors import UserError
 from pipeline.manifest import sha256_json
 
@@ -67,9 +68,9 @@ def judged_again(record: dict[str, Any], report: Mapping[str, Any], where: str) 
 
 
 def hashes(report: Mapping[str, Any]) -> dict[str, str]:
-    """Artifact -> sha256 of its ONNX file."""
+    """Artifact -> sha256 of its file; OpenVINO's .xml names the sha256 of its weights."""
     return {
         str(row["name"]).partition("@")[0]: str(row["sha256"])
         for row in report["subjects"]
-        if row.get("format") == "onnx"
+        if row.get("format") in SUFFIXES
     }

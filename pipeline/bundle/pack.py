@@ -18,7 +18,8 @@ from pipeline.atomic import disk_errors
 from pipeline.bundle import signature
 from pipeline.bundle.archive import name_fault, write_archive
 from pipeline.bundle.arrays import array_bytes, array_header
-from pipeline.bundle.contents import (
+from pipeline.bundle.layout import (
+    FORMAT,
     KIND,
     MANIFEST,
     OUTCOMES,
@@ -28,10 +29,11 @@ from pipeline.bundle.contents import (
     RULES,
     SCHEMA_VERSION,
     SIGNATURE,
+    SUFFIXES,
     evidence_file,
     images_file,
     labels_file,
-    model_file,
+    model_files,
     outcomes_file,
     slice_file,
 )
@@ -83,12 +85,16 @@ def pack(
             "release/*.onnx, which runs anywhere with edgestill predict FILE FOLDER --out FOLDER"
         )
     out = out or Path(f"{recipe.name}{SUFFIX}")
-    models = models_of(report, folder, teacher=teacher)
+    models, left_out = models_of(report, folder, teacher=teacher)
+    for artifact, why in left_out.items():
+        say(f"note: {artifact} is left out: {why}")
     if key is not None and not key.is_file():
         signature.sign(b"", key)  # says why not, before anything is read
     with tempfile.TemporaryDirectory(prefix="edgestill-pack-") as name:
         staging = Path(name)
-        files: dict[str, bytes | Path] = {model["file"]: model.pop("path") for model in models.values()}
+        files: dict[str, bytes | Path] = {}
+        for model in models.values():
+            files |= model.pop("paths")
         taken, references, shape, columns = stage_samples(report, folder, staging, files, samples, say)
         files[REPORT] = (folder / REPORT if run.is_dir() else run).read_bytes()
         evidence = evidence_of(report, folder)
@@ -110,6 +116,7 @@ def pack(
                 "evidence": sorted(evidence),
             }
             | ({"slices": columns} if columns else {})
+            | ({"left_out": left_out} if left_out else {})
         )
         extra = {MANIFEST: manifest} | ({SIGNATURE: signature.sign(manifest, key)} if key else {})
         write_archive(out, files | extra)
@@ -123,29 +130,54 @@ def pack(
     )
 
 
-def models_of(report: Mapping[str, Any], folder: Path, *, teacher: bool) -> dict[str, dict[str, Any]]:
-    """name -> the manifest's entry and `path`, of every ONNX file that the report judged; its bytes must be those."""
+def models_of(
+    report: Mapping[str, Any], folder: Path, *, teacher: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """name -> the manifest's entry and `paths` (its files in the bundle, and where they lie), of every ONNX file and
+    file of OpenVINO's own that the report judged; its bytes must be those. And the artifacts of other formats -> why
+    they are left out."""
     found: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    chosen = str((report.get("selection") or {}).get("chosen")).partition("@")[0]
     for row in report["subjects"]:
-        name = str(row["name"]).partition("@")[0]
-        if row.get("format") != "onnx" or name in found or (name == "teacher" and not teacher):
+        name, form = str(row["name"]).partition("@")[0], str(row.get("format"))
+        if row.get("role") == "artifact" and form not in SUFFIXES:
+            left_out[name] = f"a file of {form} cannot be opened on a device without it" + (
+                "; it is the one that the run chose, so a device chooses and judges another" if name == chosen else ""
+            )
+        if form not in SUFFIXES or name in found or (name == "teacher" and not teacher):
             continue
         path = folder / str(row["path"])
         if not path.is_file():
             raise UserError(f"{path}: is missing; make it again with: {report.get('command') or 'edgestill run'}")
         if stage_manifest.sha256_file(path) != row["sha256"]:
             raise UserError(f"{path}: is not the file that the report judged; run the recipe again")
-        assert not name_fault(model_file(name)), name
+        files = model_files(name, form)
+        assert not any(map(name_fault, files)), name
         found[name] = {
-            "file": model_file(name),
+            "file": files[0],
             "role": "teacher" if name == "teacher" else "artifact",
             "precision": row["precision"],
             "stage": row["stage"],
-            "path": path,
+            **({} if form == FORMAT else {"format": form}),
+            "paths": dict(zip(files, files_beside(path, form), strict=True)),
         }
     if not set(found) - {"teacher"}:
-        raise UserError(f"{folder}: its report has no ONNX artifact; run the recipe again")
-    return dict(sorted(found.items()))
+        raise UserError(f"{folder}: its report has no artifact that a device can open; run the recipe again")
+    return dict(sorted(found.items())), left_out
+
+
+def files_beside(path: Path, form: str) -> list[Path]:
+    """`path` and the files that it cannot be opened without; the weights of OpenVINO's must be those that it names."""
+    from exporters import ExportError
+    from exporters.openvino_ir import check_weights
+
+    if form != FORMAT:
+        try:
+            check_weights(path)
+        except ExportError as error:
+            raise UserError(str(error)) from None
+    return [path.with_suffix(suffix) for suffix in SUFFIXES[form]]
 
 
 def evidence_of(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from pipeline.bundle.archive import write_archive
 from pipeline.bundle.arrays import array_bytes
-from pipeline.bundle.contents import (
+from pipeline.bundle.foreign import TEACHER, Judging, Quantized
+from pipeline.bundle.layout import (
+    FORMAT,
     KIND,
     MANIFEST,
     OUTCOMES,
@@ -21,11 +23,10 @@ from pipeline.bundle.contents import (
     SCHEMA_VERSION,
     images_file,
     labels_file,
-    model_file,
+    model_files,
     outcomes_file,
 )
-from pipeline.bundle.foreign import TEACHER, Judging, Quantized
-from pipeline.bundle.pack import add_slices, as_json, hash_of, preprocessing_of, versions, write_images
+from pipeline.bundle.pack import add_slices, as_json, files_beside, hash_of, preprocessing_of, versions, write_images
 from pipeline.evaluate import Subject, evaluate
 from pipeline.tasks import task_of
 
@@ -44,17 +45,19 @@ def pack_foreign(name: str, made: Quantized, out: Path, rules: Sequence[Mapping[
     assert judging is not None, "a bundle needs images with labels"
     models = {
         key: {
-            "file": model_file(key),
+            "file": model_files(key, entry["artifact"]["kind"])[0],
             "role": "teacher" if key == TEACHER else "artifact",
             "precision": entry["artifact"]["precision"],
             "stage": STAGE,
+            **({} if entry["artifact"]["kind"] == FORMAT else {"format": entry["artifact"]["kind"]}),
         }
         for key, entry in made.artifacts.items()
-        if entry["artifact"]["kind"] == "onnx"  # OpenVINO's own files are two, and read outside of what is hashed
     }
-    files: dict[str, bytes | Path] = {
-        model["file"]: made.folder / made.artifacts[key]["artifact"]["path"] for key, model in models.items()
-    }
+    files: dict[str, bytes | Path] = {}
+    for key, model in models.items():
+        form = model.get("format", FORMAT)
+        beside = files_beside(made.folder / made.artifacts[key]["artifact"]["path"], form)
+        files |= zip(model_files(key, form), beside, strict=True)
     splits = {
         "validation": (judging.train, judging.validation),
         "test": (judging.test, judging.test_indices),

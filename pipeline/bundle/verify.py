@@ -12,17 +12,8 @@ from typing import Any
 
 from pipeline.bundle import signature
 from pipeline.bundle.archive import Entry, pieces
-from pipeline.bundle.contents import (
-    MANIFEST,
-    REPORT,
-    SIGNATURE,
-    Manifest,
-    evidence_file,
-    hashed,
-    parse_json,
-    read_manifest,
-    small_file,
-)
+from pipeline.bundle.contents import hashed, parse_json, read_manifest, small_file
+from pipeline.bundle.layout import MANIFEST, REPORT, SIGNATURE, Manifest, evidence_file
 from pipeline.errors import UserError
 from pipeline.gates.rejudge import Rejudged, rejudge
 from pipeline.sample_files import MOST_BYTES, EvidenceError

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import manifest as stage_manifest
 from pipeline.bundle.archive import name_fault
-from pipeline.bundle.contents import REPORT
+from pipeline.bundle.layout import REPORT
 from pipeline.bundle.verify import Change, Verified, rejudged
 from pipeline.errors import UserError
 from pipeline.sample_files import MOST_BYTES, EvidenceError
