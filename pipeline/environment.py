@@ -133,6 +133,29 @@ def peak_rss_bytes() -> int | None:
     return None
 
 
+def reset_peaks() -> None:
+    """Start every peak of memory anew: of this process, and of each GPU that torch works on."""
+    reset_peak_rss()
+    if cuda := _cuda_in_use():
+        for index in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(index)
+
+
+def peaks() -> dict[str, int | None]:
+    """Peaks since `reset_peaks`: `peak_rss_bytes`, and where torch works on GPUs `peak_cuda_bytes`, what its allocator
+    held for tensors on the fullest of them (contexts, and what other libraries take, are not in it)."""
+    found = {"peak_rss_bytes": peak_rss_bytes()}
+    if cuda := _cuda_in_use():
+        found["peak_cuda_bytes"] = max(cuda.max_memory_allocated(index) for index in range(cuda.device_count()))
+    return found
+
+
+def _cuda_in_use() -> Any:
+    """torch.cuda once something ran on it; None before, and where torch was never imported."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

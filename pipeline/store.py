@@ -198,7 +198,7 @@ class Store:
     ) -> dict[str, Any]:
         with disk_errors(partial):
             (partial / manifest.NAME).unlink(missing_ok=True)
-        environment.reset_peak_rss()
+        environment.reset_peaks()
         begin_ns = time.perf_counter_ns()
         try:
             stage.run(Context(stage=stage, folder=partial, inputs=inputs, say=say))
@@ -241,7 +241,7 @@ class Store:
                     "digest": manifest.digest_of(files, stage.volatile),
                     "seconds": (time.perf_counter_ns() - begin_ns) / 1e9,
                     "resumed": resumed,  # then `seconds` is the time of the last part only
-                    "peak_rss_bytes": environment.peak_rss_bytes(),
+                    **environment.peaks(),
                     "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                     "environment": environment.collect(),
                 }

@@ -60,7 +60,7 @@ def test_a_failed_point_gives_exit_code_1_and_the_others_their_figures(done: Don
 
 def test_the_terminal_shows_the_table_the_failure_and_where_the_pages_lie(done: Done) -> None:
     lines = done.result.out.splitlines()
-    columns = "point accuracy gain params MACs size s/epoch time teacher memory verdict"
+    columns = "point accuracy gain params MACs size s/epoch time teacher peak RAM verdict"
     assert " ".join(lines[0].split()) == columns
     assert lines[1].startswith("lr=0.1 \u2605") and " \u00b1 " in lines[1] and "\u00d7" in lines[1]
     assert " to " in lines[2], "the interval stands below"

@@ -6,8 +6,10 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from pipeline import environment
 
@@ -67,10 +69,32 @@ def test_the_revision_is_that_of_the_source_and_says_whether_it_was_changed(tmp_
     assert environment.source_revision(tmp_path) == {"commit": commit, "dirty": True}
 
 
+def test_gpu_memory_is_asked_of_torch_once_something_ran_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: a torch.cuda of two."""
+
+    class Cuda:
+        running, held = False, [30, 20]
+        is_initialized = staticmethod(lambda: Cuda.running)
+        device_count = staticmethod(lambda: 2)
+        max_memory_allocated = staticmethod(lambda index: Cuda.held[index])
+        reset_peak_memory_stats = staticmethod(lambda index: Cuda.held.__setitem__(index, 0))
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=Cuda))
+    environment.reset_peaks()
+    assert Cuda.held == [30, 20] and environment.peaks().keys() == {"peak_rss_bytes"}
+    Cuda.running = True
+    assert environment.peaks()["peak_cuda_bytes"] == 30
+    environment.reset_peaks()
+    assert environment.peaks()["peak_cuda_bytes"] == 0
+    monkeypatch.delitem(sys.modules, "torch")
+    assert environment.peaks().keys() == {"peak_rss_bytes"}
+
+
 def test_peak_memory_starts_anew() -> None:
     """In a fresh process: what other tests left on the heap may come and go there."""
     code = """
 import numpy as np
+import pytest
 from pipeline import environment
 block = np.ones(128 << 17)
 high = environment.peak_rss_bytes()

@@ -13,7 +13,7 @@ import pytest
 from sample_report import sample_report
 
 import pipeline
-from pipeline import chain
+from pipeline import chain, environment
 from pipeline.atomic import write_json
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
@@ -23,6 +23,7 @@ from pipeline.sweeps.table import KEYS, POINT_KEYS, summary
 
 STUDENT = {0.1: (0.90, 0.91, 0.92), 0.05: (0.93, 0.92, 0.94)}  # accuracy by lr and seed
 CONTROL = (0.89, 0.90, 0.92)
+NO_GPU = {"peak_cuda_bytes": "no stage used a GPU through torch"}
 
 
 class Small:
@@ -107,7 +108,7 @@ def test_accuracy_and_gain_over_seeds_are_those_of_the_textbook(small: Small) ->
         assert point[key]["mean"] == pytest.approx(mean) and point[key]["std"] == pytest.approx(std)
         assert point[key]["ci95"] == pytest.approx([mean - half, mean + half])
     assert point["s_per_epoch"] == pytest.approx(0.5) and point["teacher_share"] == 0.25
-    assert point["missing"] == {}
+    assert point["missing"] == NO_GPU
 
 
 def test_compression_is_the_teacher_over_the_student_and_its_artifact(small: Small) -> None:
@@ -124,10 +125,22 @@ def test_compression_is_the_teacher_over_the_student_and_its_artifact(small: Sma
     }
 
 
+def test_peaks_of_memory_are_those_of_the_hungriest_stages(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: a machine on whose GPU nothing ran before the second stage."""
+    found = iter([{"peak_rss_bytes": 9}, {"peak_rss_bytes": 3, "peak_cuda_bytes": 70}])  # of data and teacher
+    monkeypatch.setattr(environment, "peaks", lambda: next(found, {"peak_rss_bytes": 4, "peak_cuda_bytes": 0}))
+    point = small.sweep(repeats=1)["points"][0]
+    assert (point["peak_memory_bytes"], point["peak_memory_stage"]) == (9, "data")
+    assert (point["peak_cuda_bytes"], point["peak_cuda_stage"]) == (70, "teacher")
+    assert point["stages"]["data"]["peak_cuda_bytes"] is None and "peak_cuda_bytes" not in point["missing"]
+    assert "data; GPU 70 B, teacher" in (small.folder / "sweep.html").read_text()
+
+
 def test_one_seed_has_no_deviation_and_says_why(small: Small) -> None:
     point = small.sweep(repeats=None)["points"][0]
     assert point["accuracy"] == {"mean": 0.90, "std": None, "ci95": None}
-    assert point["missing"] == dict.fromkeys(("std", "ci95"), "one seed; --repeats 3 tells how far seeds differ")
+    why = "one seed; --repeats 3 tells how far seeds differ"
+    assert point["missing"] == {"std": why, "ci95": why} | NO_GPU
 
 
 def test_the_documents_have_the_documented_keys(small: Small) -> None:

@@ -87,7 +87,7 @@ def sweep(
     ctx.exit(EXIT_COULD_NOT_RUN if failed else EXIT_RELEASED)
 
 
-NUMBERS = ("accuracy", "gain", "params", "MACs", "size", "s/epoch", "time", "teacher", "memory")
+NUMBERS = ("accuracy", "gain", "params", "MACs", "size", "s/epoch", "time", "teacher", "peak RAM")
 
 
 def show(found: Mapping[str, Any], folder: Path) -> None:
@@ -134,6 +134,7 @@ def cells(row: Mapping[str, Any]) -> Sequence[str | Text]:
         return [ABSENT] * len(NUMBERS)
     smaller, words = row["compression"], words_of(row)
     share = row["teacher_share"]
+    gpu = f"\nGPU {show(row['peak_cuda_bytes'], 'bytes')}" if row["peak_cuda_bytes"] else ""
     return (
         spread(row["accuracy"], percent=True, unit=words.show),
         spread(row["gain_pt"], percent=False, unit=words.unit),
@@ -143,7 +144,7 @@ def cells(row: Mapping[str, Any]) -> Sequence[str | Text]:
         show(row["s_per_epoch"], "s"),
         show(row["total_s"], "s"),
         ABSENT if share is None else f"{100 * share:.0f} %",
-        show(row["peak_memory_bytes"], "bytes"),
+        show(row["peak_memory_bytes"], "bytes") + gpu,
     )
 
 

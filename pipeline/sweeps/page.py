@@ -110,6 +110,7 @@ def cells(row: Mapping[str, Any], is_best: bool) -> dict[str, Any]:
         return made | {"figures": []}
     accuracy, gain, smaller = row["accuracy"], row["gain_pt"], row["compression"]
     share, words = row["teacher_share"], words_of(row)
+    gpu = f"; GPU {show(row['peak_cuda_bytes'], 'bytes')}, {row['peak_cuda_stage']}" if row["peak_cuda_bytes"] else ""
     return made | {
         "figures": [
             (words.noun, *spread(accuracy, words.show, show)),
@@ -121,7 +122,7 @@ def cells(row: Mapping[str, Any], is_best: bool) -> dict[str, Any]:
             ("an epoch", show(row["s_per_epoch"], "s"), ""),
             ("time", show(row["total_s"], "s"), f"own {show(row['added_s'], 's')}"),
             ("teacher", ABSENT if share is None else f"{100 * share:.0f} %", ""),
-            ("memory", show(row["peak_memory_bytes"], "bytes"), row["peak_memory_stage"]),
+            ("peak RAM", show(row["peak_memory_bytes"], "bytes"), f"{row['peak_memory_stage'] or ''}{gpu}"),
         ]
     }
 

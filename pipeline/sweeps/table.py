@@ -58,9 +58,11 @@ POINT_KEYS = {
     "total_s": "of all stages of this point, shared ones included",
     "added_s": "of the stages that no earlier point of this sweep has",
     "teacher_share": "share of the student's training time spent on the teacher, mean over seeds; a table is a stage",
-    "peak_memory_bytes": "largest resident memory of any stage",
+    "peak_memory_bytes": "largest resident memory (RAM) of any stage",
     "peak_memory_stage": "which stage that was",
-    "stages": "stage -> folder in the store, seconds, peak_rss_bytes, shared (an earlier point has it too)",
+    "peak_cuda_bytes": "largest GPU memory that any stage's tensors took (torch's allocator)",
+    "peak_cuda_stage": "which stage that was",
+    "stages": "stage -> folder, seconds, peak_rss_bytes, peak_cuda_bytes, shared (an earlier point has it too)",
     "missing": "key -> why it is null",
 }
 ABSENT_POINT = dict.fromkeys(POINT_KEYS) | {"seeds": [], "stages": {}, "missing": {}}
@@ -84,7 +86,6 @@ def figures(recipe: Recipe, report: Mapping[str, Any], folders: Mapping[str, Pat
     missing: dict[str, str] = {}
     stages = stages_of(folders, seen)
     seen.update(folders.values())
-    peak = max(stages, key=lambda name: stages[name]["peak_rss_bytes"] or 0)
     subjects = {row["name"]: row for row in report["subjects"]}
     teacher, student = subjects["teacher"], subjects["student"]
     artifact = subjects.get((report.get("selection") or {}).get("chosen") or "")
@@ -106,8 +107,7 @@ def figures(recipe: Recipe, report: Mapping[str, Any], folders: Mapping[str, Pat
         **_training(folders, missing),
         "total_s": sum(stage["seconds"] for stage in stages.values()),
         "added_s": sum(stage["seconds"] for stage in stages.values() if not stage["shared"]),
-        "peak_memory_bytes": stages[peak]["peak_rss_bytes"],
-        "peak_memory_stage": peak,
+        **_peaks(stages, missing),
         "stages": stages,
         "missing": missing,
     }
@@ -122,8 +122,21 @@ def stages_of(folders: Mapping[str, Path], seen: set[Path]) -> dict[str, dict[st
             "folder": folder.name,
             "seconds": record["seconds"],
             "peak_rss_bytes": record.get("peak_rss_bytes"),
+            "peak_cuda_bytes": record.get("peak_cuda_bytes"),
             "shared": folder in seen,
         }
+    return found
+
+
+def _peaks(stages: Mapping[str, Mapping[str, Any]], missing: dict[str, str]) -> dict[str, Any]:
+    """The largest peak of any stage, of resident memory and of a GPU's."""
+    found: dict[str, Any] = {}
+    for kind, key in (("memory", "peak_rss_bytes"), ("cuda", "peak_cuda_bytes")):
+        highest = max(stages, key=lambda name: stages[name][key] or 0)
+        peak = stages[highest][key] or None  # a GPU that held nothing was not used
+        found |= {f"peak_{kind}_bytes": peak, f"peak_{kind}_stage": highest if peak else None}
+    if found["peak_cuda_bytes"] is None:
+        missing["peak_cuda_bytes"] = "no stage used a GPU through torch"
     return found
 
 
