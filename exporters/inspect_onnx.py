@@ -56,18 +56,23 @@ def _io(spec: Any) -> dict[str, Any]:
 def refuse_unknown_operators(model: ModelProto, path: Path | str) -> None:
     from onnx import defs
 
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    functions = {(function.domain, function.name) for function in model.functions}
+    versions = {_domain(entry.domain): entry.version for entry in model.opset_import}
+    functions = {(_domain(function.domain), function.name) for function in model.functions}
     for node in nodes(model):
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain in VENDOR_DOMAINS or (node.domain, node.op_type) in functions:
+        domain = _domain(node.domain)
+        if domain in VENDOR_DOMAINS or (domain, node.op_type) in functions:
             continue
-        if not defs.has(node.op_type, max_inclusive_version=versions.get(node.domain, 1), domain=domain):
+        if not defs.has(node.op_type, max_inclusive_version=versions.get(domain, 1), domain=domain):
             operator = f"{domain}::{node.op_type}" if domain else node.op_type
             raise ExportError(
                 f"{path}: node {node.name or node.output[0]!r} has the unsupported operator {operator} (opset "
-                f"{versions.get(node.domain, 'not stated')}); export the model with standard ONNX operators"
+                f"{versions.get(domain, 'not stated')}); export the model with standard ONNX operators"
             )
+
+
+def _domain(name: str) -> str:
+    """The standard's own domain has two names."""
+    return "" if name == "ai.onnx" else name
 
 
 def _weights(model: ModelProto) -> list[TensorProto]:

@@ -19,7 +19,8 @@ from exporters.base import Runner
 def cold_start(request: dict[str, Any]) -> dict[str, Any]:
     """Open a model, infer once, then `repeats` times more (3); times in milliseconds of wall clock.
 
-    A file: `{"runtime": "openvino", "path": "m.onnx", "threads": 1, "shape": [1, 3, 32, 32]?, "device"?}`.
+    A file: `{"runtime": "openvino", "path": "m.onnx", "threads": 1, "shape": [1, 3, 32, 32]?, "device"?}`; `shape`
+    fills open sizes, `{"name": [...], ...}` those of several inputs.
     A module: `{"runtime": "torch" or "torch-compile", "builder": "package.module:function", "args": {...},
     "shape": [...], "threads": 1, "precision"?, "channels_last"?, "device"?}`, where the function, called with the args,
     returns the `nn.Module`.
@@ -57,13 +58,14 @@ def _device_memory(runner: Any) -> dict[str, int | None] | None:
 def _file_runner(request: dict[str, Any]) -> Runner:
     from exporters import open_runner
 
-    shape = request.get("shape")
+    shape = request.get("shape") or ()
+    shapes = {name: tuple(sizes) for name, sizes in shape.items()} if isinstance(shape, dict) else tuple(shape)
     return open_runner(
         request["runtime"],
         request["path"],
         threads=request["threads"],
         device=request.get("device", "cpu"),
-        shapes=tuple(shape) if shape else None,
+        shapes=shapes or None,
     )
 
 

@@ -67,6 +67,16 @@ def test_an_operator_of_nobody_is_named_with_its_node(tmp_path):
         describe(path)
 
 
+@pytest.mark.parametrize(("imported", "said"), [("", "ai.onnx"), ("ai.onnx", "")])
+def test_the_standard_domain_has_two_names(tmp_path, imported, said):
+    """Gelu came with opset 20: where the version was looked up by the other name, it was refused."""
+    node = helper.make_node("Gelu", ["x"], ["y"], "bend", domain=said)
+    found = describe(save(tmp_path / "m.onnx", [node], domains=((imported, 20),)))
+    assert found["operators"] == {"Gelu": 1} and found["opset"] == {"ai.onnx": 20}
+    with pytest.raises(ExportError, match=r"node 'bend' has the unsupported operator Gelu \(opset 19\); "):
+        describe(save(tmp_path / "m.onnx", [node], domains=((imported, 19),)))
+
+
 def test_a_foreign_file_without_weights(tmp_path):
     found = describe(save(tmp_path / "r.onnx", [helper.make_node("Relu", ["x"], ["y"])]))
     assert (found["params"], found["precision_share"], found["quantized_share"]) == (0, {}, None)

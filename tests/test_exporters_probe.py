@@ -2,8 +2,11 @@ import json
 import subprocess
 import sys
 
+import onnx
 import pytest
+from cli_runner import cli
 from exporter_nets import INPUT_SHAPE, file
+from onnx import TensorProto, helper
 
 from exporters.artifact import ExportError
 from exporters.probe import cold_start
@@ -32,6 +35,23 @@ def test_every_runtime_answers_in_json(request_):
 def test_open_sizes_are_an_error():
     with pytest.raises(ExportError, match="has open sizes; give --input"):
         cold_start({"runtime": "onnxruntime", "path": str(file("dynamic")), "threads": 1})
+
+
+def test_open_sizes_of_several_inputs_are_filled_by_name(tmp_path):
+    pytest.importorskip("onnxruntime")
+    add = helper.make_node("Add", ["a", "b"], ["y"])
+    kinds = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "aby"}
+    graph = helper.make_graph([add], "g", [kinds["a"], kinds["b"]], [kinds["y"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "two.onnx"
+    onnx.save(model, path)
+    request = {"runtime": "onnxruntime", "path": str(path), "threads": 1}
+    assert cold_start(request | {"shape": {"a": [2, 3], "b": [2, 3]}})["first_ms"] > 0
+    with pytest.raises(ExportError, match="has open sizes"):
+        cold_start(request)
+    words = ("--input", "a=2,3", "--input", "b=2,3", "--runtime", "onnxruntime", "--seconds", "0.05", "--blocks", "2")
+    (row,) = cli("profile", path, *words, "--no-energy", "--json").json["subjects"]
+    assert row["peak_memory_bytes"] > 0 and row["first_ms"] > 0 and row["missing"] == {}
 
 
 def test_a_fresh_process_holds_the_runtime_and_little_else():

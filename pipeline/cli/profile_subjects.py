@@ -62,9 +62,9 @@ def candidates_of(
     shapes = file_shapes(inputs, subject)
     made = []
     for runtime in chosen:
-        request = {"runtime": runtime, "path": str(subject.path), "threads": threads, "device": device}
-        if shapes and len(shapes) == 1:
-            request["shape"] = list(*shapes.values())
+        request: dict[str, Any] = {"runtime": runtime, "path": str(subject.path), "threads": threads, "device": device}
+        if shapes:
+            request["shape"] = {name: list(sizes) for name, sizes in shapes.items()}
         made.append(
             Candidate(
                 name=f"{subject.path}@{runtime}",
