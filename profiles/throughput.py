@@ -13,6 +13,7 @@ from profiles.runner import Feeds, Runner
 
 # For one batch size: a runner for each subject, not yet entered, or one line on why it cannot run that batch.
 RunnersAt = Callable[[int], Mapping[str, "Runner | str"]]
+FAULTS = (ValueError, RuntimeError, MemoryError)  # of a runtime: a size that it does not take, memory that it lacks
 
 
 def measure_throughput(
@@ -43,15 +44,20 @@ def measure_throughput(
                     reasons[name] = runner
                     continue
                 try:
-                    opened[name] = stack.enter_context(runner)  # type: ignore[arg-type]
-                except (ValueError, RuntimeError, MemoryError) as error:
-                    reasons[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    opened[name] = _opened(runner, feeds_of, stack)
+                except FAULTS as error:
+                    reasons[name] = _line(error)
             feeds = {name: feeds_of(runner) for name, runner in opened.items()}
-            results = (
-                measure_latency(opened, feeds, min_seconds=min_seconds, blocks=blocks, clock=clock, load=load)
-                if opened
-                else {}
-            )
+            results = {}
+            try:
+                if opened:
+                    results = measure_latency(
+                        opened, feeds, min_seconds=min_seconds, blocks=blocks, clock=clock, load=load
+                    )
+            except ProfileError:
+                raise
+            except FAULTS as error:  # of one of them, side by side: nobody can tell of which
+                reasons |= dict.fromkeys(opened, _line(error))
         for name, found in results.items():
             row = found.row()
             told = {key: row[key] for key in ("n", "p50_ms", "throughput_per_s", "contaminated_blocks", "blocks")}
@@ -60,3 +66,18 @@ def measure_throughput(
             nothing = dict.fromkeys(("n", "p50_ms", "throughput_per_s", "contaminated_blocks", "blocks"))
             rows[name].append({"batch": batch, **nothing, "why": reason})
     return rows
+
+
+def _opened(runner: Runner, feeds_of: Callable[[Runner], Feeds], stack: ExitStack) -> Runner:
+    """The runner, open until `stack` is left, after one inference: what fails at this batch fails alone, and frees what
+    it holds before the others are measured."""
+    with ExitStack() as own:
+        entered = own.enter_context(runner)  # type: ignore[arg-type]
+        entered(feeds_of(entered))
+        entered.synchronize()
+        stack.push(own.pop_all())
+    return entered
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
