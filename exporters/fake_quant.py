@@ -10,7 +10,8 @@ scale of an activation is learned, as in LSQ (Esser et al. 2020, arXiv:1902.0815
 its gradient divided by sqrt(values a sample * high). What is trained is the logarithm (as in TQT, Jain et al. 2019,
 arXiv:1903.08066), so that the scale stays positive; its gradient is that over the scale, which gives LSQ's relative
 step, and at most 1 in magnitude, so that no step changes a scale by more than the rate. Weights take the scale of their
-largest magnitude a channel, so that none is ever cut off. Zero points stay as calibration found them.
+largest magnitude a channel, so that none is ever cut off. Zero points stay as calibration found them. `fp16`: scales
+are rounded up to numbers of fp16, as `exporters.int8_forms` rounds them, for files that hold them in that type.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from exporters.half_graph import FP16_TINY
 
 
 class _Levels(torch.autograd.Function):
@@ -50,16 +53,18 @@ class _Levels(torch.autograd.Function):
 class ActivationGrid(nn.Module):
     """The grid of one tensor between layers: `zero` and the limits are whole numbers, the scale is learned."""
 
-    def __init__(self, scale: float, zero: int, low: int, high: int) -> None:
+    def __init__(self, scale: float, zero: int, low: int, high: int, *, fp16: bool = False) -> None:
         super().__init__()
         assert scale > 0 and low <= zero <= high, (scale, zero, low, high)
+        self.fp16 = fp16
         self.logarithm = nn.Parameter(torch.tensor(math.log(scale), dtype=torch.float32))
         self.zero, self.low, self.high = zero, low, high
 
     @property
     def scale(self) -> torch.Tensor:
-        """float32, without axes: the very value that is exported."""
-        return self.logarithm.exp()
+        """float32, without axes: the very value that is exported. Rounding lets the gradient through."""
+        exact = self.logarithm.exp()
+        return half_up(exact.detach()) + (exact - exact.detach()) if self.fp16 else exact
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _Levels.apply(x.float(), self.scale, self.zero, self.low, self.high)  # type: ignore[no-any-return]
@@ -79,8 +84,17 @@ class WeightGrid(nn.Module):
 
     floor: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, *, axis: int, limit: int, floor: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        *,
+        axis: int,
+        limit: int,
+        floor: torch.Tensor | None = None,
+        fp16: bool = False,
+    ) -> None:
         super().__init__()
+        self.fp16 = fp16
         self.weight = nn.Parameter(weight.clone())
         self.axis, self.limit = axis % weight.ndim, limit
         least = torch.zeros(weight.shape[self.axis]) if floor is None else floor.float()
@@ -93,6 +107,7 @@ class WeightGrid(nn.Module):
         other = [axis for axis in range(self.weight.ndim) if axis != self.axis]
         largest = self.weight.detach().abs().amax(dim=other) / self.limit
         found = torch.maximum(largest, self.floor)
+        found = half_up(found) if self.fp16 else found
         return torch.where(found > 0, found, torch.ones_like(found))
 
     def forward(self) -> torch.Tensor:
@@ -107,3 +122,12 @@ class WeightGrid(nn.Module):
         shape = [-1 if axis == self.axis else 1 for axis in range(self.weight.ndim)]
         found = torch.round(self.forward() / scales.reshape(shape))
         return found.to(torch.int8), scales
+
+
+def half_up(scales: torch.Tensor) -> torch.Tensor:
+    """float32 scales, none negative, at the next number of fp16 that is not smaller, as float32. Zero stays, and so do
+    those beyond fp16, whose layers are in fp32 in the file as well."""
+    near = scales.clamp(min=FP16_TINY).half()
+    above = (near.view(torch.int16) + 1).view(torch.float16)  # the bits of positive floats are in their order
+    found = torch.where(near.float() < scales, above, near).float()
+    return torch.where((scales > 0) & found.isfinite(), found, scales)

@@ -100,7 +100,8 @@ def trainable(
         raise ExportError(f"{where}: nothing was quantized; there is nothing to train for")
     first = next(iter(batches))
     found = _tensors_of(model, network, taps, first, where) if taps and network is not None else {}
-    module = TrainableGraph(quantized, _floats(model), limit=64 if reduce_range else 127, taps=found)
+    limit = 64 if reduce_range else 127
+    module = TrainableGraph(quantized, _floats(model), limit=limit, fp16=form == "gpu", taps=found)
     return Trainable(module=module.eval(), prepared=prepared, quantized=quantized, form=form, source=Path(source))
 
 

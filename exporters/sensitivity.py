@@ -6,7 +6,7 @@ Two figures a layer, both the signal-to-quantization-noise ratio of the outputs 
 - `rest_db`: all but this layer are quantized. What it lies above the whole net's `all_db` is what leaving it in float
   wins back.
 
-A layer is a node that can be left in float by itself: one with weights, and in the portable form an addition too. In
+A layer is a node that can be left in float by itself: one with weights, and but for the cpu form an addition too. In
 the cpu form all else lies between the Q/DQ of its neighbours, whose noise its own is. The ranges are calibrated once,
 and each of the 2 n + 1 graphs is run without graph optimizations, which gives the same figures on every machine.
 """
@@ -99,7 +99,7 @@ def layer_sensitivity(
     )
     model, kept, where = prepared.model, prepared.kept, str(source)
     name_nodes(model)
-    operators = frozenset(quantized_operators(form)) & {*WEIGHTED_OPS, *(["Add"] if form == "portable" else [])}
+    operators = frozenset(quantized_operators(form)) & {*WEIGHTED_OPS, *(["Add"] if form != "cpu" else [])}
     chosen = [node for node in model.graph.node if node.op_type in operators and node.name not in kept]
     if not chosen:
         raise ExportError(f"{source}: no layer to rank; all are kept in fp32")

@@ -54,7 +54,8 @@ class TrainableGraph(nn.Module):
     """(N, C, H, W) float, preprocessed -> the graph's first output; any N.
 
     quantized: the graph with Q/DQ, before anything is done to keep runtimes from fusing. floats: the float initializers
-    that its int8 weights and int32 biases were made of. limit: the largest level of a weight.
+    that its int8 weights and int32 biases were made of. limit: the largest level of a weight. fp16: scales are numbers
+    of fp16.
     taps: module path -> the tensor whose value a loss looks for under that path.
     """
 
@@ -64,9 +65,11 @@ class TrainableGraph(nn.Module):
         floats: Mapping[str, np.ndarray],
         *,
         limit: int = 127,
+        fp16: bool = False,
         taps: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.fp16 = fp16
         graph = quantized.graph
         inputs, outputs = io_specs(quantized)
         self.entry, self.exit = inputs[0].name, outputs[0].name
@@ -119,7 +122,7 @@ class TrainableGraph(nn.Module):
             raise ExportError(f"QuantizeLinear node {node.name!r}: its scales are one a channel; it cannot be trained")
         if node.input[1] not in self.grid_of:
             ends = np.iinfo(zero.dtype)
-            grid = ActivationGrid(float(scale), int(zero), int(ends.min), int(ends.max))
+            grid = ActivationGrid(float(scale), int(zero), int(ends.min), int(ends.max), fp16=self.fp16)
             self.grid_of[node.input[1]] = grid
             self.grids.append(grid)
 
@@ -131,9 +134,8 @@ class TrainableGraph(nn.Module):
         reader = next((each for each in self.readers.get(tensor, []) if each.op_type in WEIGHTED_OPS), None)
         if own is not None and reader is not None and tensor == reader.input[1] and levels.dtype == np.int8:
             axis = next((item.i for item in node.attribute if item.name == "axis"), 1) if scale.size > 1 else 0
-            grid = WeightGrid(
-                _tensor(own), axis=axis, limit=limit, floor=self._floor(reader, len(np.atleast_1d(scale)))
-            )
+            floor = self._floor(reader, len(np.atleast_1d(scale)))
+            grid = WeightGrid(_tensor(own), axis=axis, limit=limit, floor=floor, fp16=self.fp16)
             if scale.size == 1 and own.shape[0] != 1:
                 raise ExportError(
                     f"{reader.op_type} node {reader.name!r}: its weight has one scale; it cannot be trained"

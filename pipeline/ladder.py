@@ -145,22 +145,33 @@ def speed_sentence(record: Mapping[str, Any]) -> str:
 
 
 def climb_sentence(form: str, records: Sequence[Mapping[str, Any]], target: State, fp32: Mapping[str, Any]) -> str:
-    """One sentence on the climb of one form: which rung reached the target, or that none did."""
+    """One sentence on the climb of one form: which rung reached the target, or that none did; and, where plain int8 was
+    not timed or is not faster, that."""
+    parts = [f"{form}: {_outcome(records, target, fp32)}"]
+    plain = records[0]
+    if reason := (plain.get("missing") or {}).get("p50_ms"):
+        parts.append(f"accuracy judged by {plain['runtime']} on the file itself, latency not measured: {reason}")
+    elif speed := speed_sentence(plain):
+        parts.append(f"plain int8 on {plain['runtime']}: {speed}")
+    return "; ".join(parts)
+
+
+def _outcome(records: Sequence[Mapping[str, Any]], target: State, fp32: Mapping[str, Any]) -> str:
     if target == "misses":
         why = "; ".join(check["reason"] for check in fp32["checks"] if check["state"] == "misses")
-        return f"{form}: fp32 breaks the rules itself ({why}), which no rung can mend"
+        return f"fp32 breaks the rules itself ({why}), which no rung can mend"
     reached = [record for record in records if reaches(record["state"], target)]
     goal = "holds" if target == "holds" else "keeps the limits by its point value, as fp32 does, which decides nothing"
     if reached:
         first = reached[0]
         climbed = "plain int8" if first["rung"] == "plain" else f"rung {first['rung']}"
-        return f"{form}: {climbed} {goal} on the validation split"
+        return f"{climbed} {goal} on the validation split"
     best = records[0]
     for record in records[1:]:
         best = record if better(record, best) else best
     why = "; ".join(check["reason"] for check in best["checks"] if not reaches(check["state"], target))
     tried = ", ".join(dict.fromkeys(record["rung"] for record in records))
-    return f"{form}: no rung reaches the rules ({tried}); {best['rung']} comes closest: {why}"
+    return f"no rung reaches the rules ({tried}); {best['rung']} comes closest: {why}"
 
 
 def record_line(record: Mapping[str, Any], show_unit: str = "fraction") -> str:

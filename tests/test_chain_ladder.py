@@ -40,9 +40,9 @@ BEFORE = ("data", "teacher", "teacher-check", "table", "distill", "export", "qua
 class Climbed:
     """Two runs of the command: the first is interrupted after the third rung, the second goes on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forms: str = '["cpu"]') -> None:
         recipe = folder / "climb.toml"
-        recipe.write_text(RECIPE.replace("RUNGS", RUNGS))
+        recipe.write_text(RECIPE.replace("RUNGS", RUNGS).replace('["cpu"]', forms))
         add = ladder.Climb.add
 
         def interrupted(self: Any, record: dict[str, Any]) -> dict[str, Any]:
@@ -123,3 +123,22 @@ def test_a_third_run_finds_everything_fresh_and_a_climb_that_stops_keeps_what_ca
     assert [row["stage"] for row in rows if row["state"] == "fresh"] == list(BEFORE)
     off = cli("plan", climbed.recipe, "--out", out, "--set", "quantize.ladder=false", "--json").json
     assert {row["stage"] for row in off} == {*BEFORE, "evaluate", "profile", "gate"}
+
+
+@pytest.mark.slow
+def test_forms_for_gpus_are_climbed_and_trained_where_no_gpu_is(tmp_path: Path) -> None:
+    """`profile.runtimes` names ONNX Runtime's CPU provider alone, so that a host with a GPU does the same."""
+    climbed = Climbed(tmp_path, '["trt86", "gpu"]')
+    assert sum("was done before the interruption" in line for line in climbed.second.err.splitlines()) == 3
+    found = climbed.report["ladder"]
+    assert [(row["form"], row["label"]) for row in found["rungs"]] == [
+        (f, label) for f in ("trt86", "gpu") for label in LABELS
+    ]
+    for row in found["rungs"]:
+        assert row["accuracy"]["value"] > 0 and row["runtime"] == "onnxruntime"
+        assert row["p50_ms"] is None and "NVIDIA" in row["missing"]["p50_ms"]
+    assert all(row["agreement"]["equal"] > 0.999 for row in found["rungs"] if row["label"] == "qat")
+    for form, row in found["forms"].items():
+        assert row["sentence"].startswith(f"{form}: ") and "latency not measured" in row["sentence"]
+        (path,) = climbed.folder.glob(f"qat-*/onnx-int8-{form}-qat.onnx")
+        assert read_metadata(path)["form"] == form

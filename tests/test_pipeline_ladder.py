@@ -164,6 +164,16 @@ def test_the_climb_in_one_sentence():
     assert climb_sentence("cpu", [plain], "misses", fp32) == (
         "cpu: fp32 breaks the rules itself (accuracy_drop 4 on validation, 1.0pt asked), which no rung can mend"
     )
+    untimed = plain | {"state": "holds", "rung": "plain", "p50_ms": None, "missing": {"p50_ms": "no GPU is here"}}
+    assert climb_sentence("gpu", [untimed | {"runtime": "onnxruntime"}], "holds", {}) == (
+        "gpu: plain int8 holds on the validation split; accuracy judged by onnxruntime on the file itself, latency not "
+        "measured: no GPU is here"
+    )
+    slow = {"onnx-fp32": {"ratio": 0.9, "lower": 0.8, "upper": 1.1}}
+    assert climb_sentence("cpu", [qat | {"against": slow}], "holds", {}) == (
+        "cpu: rung qat holds on the validation split; plain int8 on openvino: not faster, so no improvement: 0.90x as "
+        "fast as onnx-fp32 (99 % sure: 0.80x to 1.10x)"
+    )
     assert record_line(qat) == "portable, qat: 70.00 % (68.00 % to 72.00 %), 0.500 ms, holds"
 
 

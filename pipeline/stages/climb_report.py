@@ -13,7 +13,7 @@ from pipeline.stages import export, ladder, qat, quantize
 KEPT = (
     *("form", "rung", "label", "runtime", "artifact", "seconds", "accuracy", "state", "checks", "settings", "samples"),
     *("p50_ms", "n", "threads", "batch", "against", "size_bytes", "kept_fp32", "candidates", "agreement", "left_out"),
-    "left_out_candidates",
+    *("left_out_candidates", "missing"),
 )
 
 

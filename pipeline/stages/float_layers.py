@@ -87,10 +87,13 @@ def climb_float_layers(
 
 
 def _chosen(judged: dict[tuple[str, ...], dict[str, Any]], target: State) -> tuple[str, ...]:
-    """Of those that reach the target the fastest, int8 that is no faster than float coming last; else the best."""
+    """Of those that reach the target the fastest, int8 that is no faster than float coming last, or where none is timed
+    that with the fewest layers; else the best."""
     reached = [nodes for nodes, found in judged.items() if reaches(found["state"], target)]
     if reached:
-        return min(reached, key=lambda nodes: (faster(judged[nodes]) is False, judged[nodes]["p50_ms"], len(nodes)))
+        return min(
+            reached, key=lambda nodes: (faster(judged[nodes]) is False, judged[nodes]["p50_ms"] or 0.0, len(nodes))
+        )
     best = next(iter(judged))
     for nodes, found in judged.items():
         best = nodes if better(found, judged[best]) else best

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.atomic import write_json
 from pipeline.errors import RecipeError, UserError
-from pipeline.ladder import accuracy_rules, better, climb_sentence, reaches, record_line, speed_sentence
+from pipeline.ladder import accuracy_rules, better, climb_sentence, reaches, record_line
 from pipeline.recipe import Recipe
 from pipeline.stage import Context, Stage
 from pipeline.stages import export, quantize
@@ -25,14 +25,13 @@ from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import Prepared, prepared
 from pipeline.stages.evaluate import before_ladder, runtime_stamp
 from pipeline.stages.float_layers import climb_float_layers
-from pipeline.stages.quantize import NAMES, CalibrationStream
-from pipeline.stages.rungs import Bench, kept, open_bench
+from pipeline.stages.quantize import NAMES, NNCF, CalibrationStream
+from pipeline.stages.rungs import NVIDIA_FORMS, Bench, kept, open_bench
 from pipeline.tasks import task_of
 
 NAME = "ladder"
 RECORD = "ladder.json"  # with seconds and latencies, which differ from build to build
 NEEDED = "needed.json"  # form -> settings with which quantization-aware training begins
-FORMS = ("portable", "cpu")  # those that a runtime of this project judges on any machine
 MORE = 4  # times the samples of the recipe
 SETTINGS = ("reduce_range", "method", "percentile", "equalize", "keep_fp32", "bias_correction")
 
@@ -49,7 +48,7 @@ def stage(recipe: Recipe) -> Stage:
     quantized = recipe.quantize.model_dump(mode="json", exclude={"qat", "sensitivity"})
     return Stage(
         name=NAME,
-        version=1,
+        version=1 if NVIDIA_FORMS.isdisjoint(recipe.quantize.forms) else 2,  # these were not climbed in the first
         needs=before_ladder(recipe),
         config={
             "quantize": quantized | {"ladder": recipe.quantize.rungs},
@@ -72,11 +71,10 @@ def run(recipe: Recipe, context: Context) -> None:
     needed: dict[str, Any] = {}
     index: dict[str, Any] = {}
     for form in recipe.quantize.forms:
-        bench = None
-        if form in FORMS:
-            bench = open_bench(recipe, data, context.inputs, form=form, stage=NAME)
+        bench = None if form in NNCF else open_bench(recipe, data, context.inputs, form=form, stage=NAME)
         if bench is None:
-            found["forms"][form] = {"sentence": f"{form}: no runtime here judges this form, so it stays as it is"}
+            why = "its quantizer, NNCF, takes no rung" if form in NNCF else "profile.runtimes has none that runs files"
+            found["forms"][form] = {"sentence": f"{form}: {why}, so it stays as it is"}
             continue
         climb = Climb(recipe=recipe, data=data, context=context, bench=bench)
         climb.run()
@@ -120,7 +118,7 @@ class Climb:
         self.best = self.add(
             self.work("plain", "plain", settings, quantized.samples, lambda path: self.measured(plain), file=plain)
         )
-        if self.target == "misses" or self.done:
+        if not self.climbs or self.done:
             return
         for rung in quantized.rungs:
             for record in self.options(rung):
@@ -129,6 +127,11 @@ class Climb:
                     self.best = record
                 if self.done:
                     return
+
+    @property
+    def climbs(self) -> bool:
+        """Whether a rung could mend anything: fp32 keeps the rules, and the runtime takes the form at all."""
+        return self.target != "misses" and not self.records[0].get("left_out")
 
     @property
     def done(self) -> bool:
@@ -142,19 +145,17 @@ class Climb:
     @property
     def trains(self) -> bool:
         assert self.recipe.quantize
-        return "qat" in self.recipe.quantize.rungs and self.target != "misses" and not self.done
+        return "qat" in self.recipe.quantize.rungs and self.climbs and not self.done
 
     @property
     def summary(self) -> dict[str, Any]:
+        form, runtime = self.bench.form, self.bench.runtime
         told = [record for record in self.records if not record.get("left_out")]
-        sentence = climb_sentence(self.bench.form, told, self.target, self.fp32)
-        slow = speed_sentence(told[0])
-        return {
-            "runtime": self.bench.runtime,
-            "target": self.target,
-            "fp32": self.fp32,
-            "sentence": f"{sentence}; plain int8 on {self.bench.runtime}: {slow}" if slow else sentence,
-        }
+        if told:
+            sentence = climb_sentence(form, told, self.target, self.fp32)
+        else:
+            sentence = f"{form}: {runtime} does not run it ({self.records[0]['left_out']}), so it stays as it is"
+        return {"runtime": runtime, "target": self.target, "fp32": self.fp32, "sentence": sentence}
 
     def options(self, rung: str) -> Iterator[dict[str, Any]]:
         """The records of one rung: several where it has several settings, none where it is already in force."""
@@ -235,7 +236,7 @@ class Climb:
     def shipped(self) -> dict[str, Any]:
         """Copy what is to be judged into the stage's folder; its entries for artifacts.json."""
         chosen = [record for record in self.records[1:] if self.reached(record)]
-        if not chosen and not self.trains and self.best is not self.records[0] and self.target != "misses":
+        if not chosen and not self.trains and self.best is not self.records[0]:
             chosen = [self.best]
         return {record["artifact"]: self.keep(record) for record in chosen}
 

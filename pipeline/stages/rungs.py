@@ -16,10 +16,18 @@ from pipeline.ladder import accuracy_rules, standing
 from pipeline.manifest import sha256_file
 from pipeline.recipe import Recipe
 from pipeline.stages.data import Prepared
-from pipeline.stages.subjects import Judged, judged, opened, runtimes
+from pipeline.stages.subjects import NVIDIA, Judged, judged, opened, runtimes
 from pipeline.tasks import task_of
 
-HOME = {"portable": ("openvino",), "cpu": ("onnxruntime",)}  # the runtime that a form is made for, where it is here
+NVIDIA_FORMS = frozenset(("gpu", "trt86"))
+# The runtimes that a form is made for, best first. ONNX Runtime's CPU provider runs the files for NVIDIA's too, and so
+# judges their accuracy where no GPU is; their latency there says nothing of a GPU.
+HOME = {
+    "portable": ("openvino",),
+    "cpu": ("onnxruntime",),
+    **dict.fromkeys(NVIDIA_FORMS, (*NVIDIA, "onnxruntime")),
+}
+NOT_TIMED = "it is made for NVIDIA's runtimes, and none of them runs here"
 FLOAT = ("onnx-fp32", "onnx-fp16")
 SECONDS = 1.0  # of latency a subject at most: a rung is compared, the profile stage measures what ships
 CONFIDENCE = 0.99
@@ -46,6 +54,11 @@ class Bench:
     stage: str
     baselines: Mapping[str, Judged]
     outcomes: Mapping[str, dict[str, np.ndarray]]
+
+    @property
+    def timed(self) -> bool:
+        """Whether latencies on this runtime say anything of the form."""
+        return self.form not in NVIDIA_FORMS or self.runtime in NVIDIA
 
     def subject(self, path: Path, name: str = "") -> Judged:
         return Judged(
@@ -80,7 +93,11 @@ class Bench:
 
     def time(self, paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         """Label -> `p50_ms`, `n`, `threads`, `batch`, and `against`: how many times as fast as each float artifact on
-        this runtime, with one-sided 99 % bounds. All are interleaved in one measurement."""
+        this runtime, with one-sided 99 % bounds. All are interleaved in one measurement. Null with the reason in
+        `missing` where the runtime only stands in for those that the form is made for."""
+        if not self.timed:
+            nothing = dict.fromkeys(("p50_ms", "n", "threads", "batch"))
+            return {label: nothing | {"against": {}, "missing": {"p50_ms": NOT_TIMED}} for label in paths}
         floats = {name: each for name, each in self.baselines.items() if name.partition("@")[0] in FLOAT}
         floats = {name: each for name, each in floats.items() if each.runtime == self.runtime}
         subjects = [*floats.values(), *(self.subject(path, label) for label, path in paths.items())]
