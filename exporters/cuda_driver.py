@@ -45,14 +45,29 @@ def capability(index: int = 0) -> str | None:
     """The compute capability of a GPU, "8.7" of a Jetson Orin; None where there is no such GPU. Opens no context."""
     if index >= device_count():
         return None
-    library, device = load_driver(), ctypes.c_int(0)
-    library.cuDeviceGet(ctypes.byref(device), index)
+    library, device = _device(index)
     found = []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int(0)
         library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         found.append(value.value)
     return "{}.{}".format(*found)
+
+
+def bus_id(index: int = 0) -> str | None:
+    """The PCI place of a GPU, "0000:01:00.0", which other libraries know it by, whatever their order; None where the
+    driver does not tell. Opens no context."""
+    if index >= device_count():
+        return None
+    library, device = _device(index)
+    text = ctypes.create_string_buffer(64)
+    return None if library.cuDeviceGetPCIBusId(text, len(text), device) else text.value.decode()
+
+
+def _device(index: int) -> tuple[Any, ctypes.c_int]:
+    library, device = load_driver(), ctypes.c_int(0)
+    library.cuDeviceGet(ctypes.byref(device), index)
+    return library, device
 
 
 def driver_build() -> str:
@@ -63,6 +78,19 @@ def driver_build() -> str:
         except (OSError, IndexError):
             continue
     return ""
+
+
+def gpu_and_driver(index: int = 0) -> dict[str, str]:
+    """What an engine is bound to: `gpu`, name and compute capability, and `driver`, the newest CUDA that it knows and
+    its build. Empty where there is no such GPU. Opens no context."""
+    if index >= device_count():
+        return {"gpu": "", "driver": ""}
+    library, device, newest = load_driver(), ctypes.c_int(0), ctypes.c_int(0)
+    name = ctypes.create_string_buffer(256)
+    library.cuDeviceGet(ctypes.byref(device), index)
+    library.cuDeviceGetName(name, len(name), device)
+    library.cuDriverGetVersion(ctypes.byref(newest))
+    return {"gpu": f"{name.value.decode()} {capability(index)}", "driver": f"{newest.value} {driver_build()}"}
 
 
 class Cuda:
@@ -100,6 +128,11 @@ class Cuda:
         value = ctypes.c_int(0)
         self._call("cuDriverGetVersion", ctypes.byref(value))
         return f"{value.value // 1000}.{value.value % 1000 // 10}"
+
+    def total_bytes(self) -> int:
+        total = ctypes.c_size_t(0)
+        self._call("cuDeviceTotalMem_v2", ctypes.byref(total), self._device)
+        return total.value
 
     def free_bytes(self) -> int:
         free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)

@@ -140,6 +140,16 @@ def nodes(model: ModelProto) -> Iterator[NodeProto]:
         yield from graph.node
 
 
+def external_files(model: ModelProto) -> tuple[str, ...]:
+    """Names, relative to the ONNX file, of the files that hold weights of it; none where it holds all of them."""
+    tensors = [tensor for graph in graphs(model.graph) for tensor in graph.initializer]
+    for node in (*nodes(model), *(node for function in model.functions for node in function.node)):
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+    found = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return tuple(sorted(found))
+
+
 def set_metadata(model: ModelProto, changes: Mapping[str, str]) -> None:
     """Merge `changes`, keys without the prefix, into the metadata; written in order, so that the bytes are the same."""
     merged = {prop.key: prop.value for prop in model.metadata_props}

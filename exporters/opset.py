@@ -51,8 +51,8 @@ def to_opset(model: ModelProto, opset: int, *, where: str) -> ModelProto:
         node = next((n for n in nodes(model) if operator and n.op_type == operator.group(1)), None)
         named = f"node {node.name or node.output[0]!r} ({node.op_type}): " if node is not None else ""
         raise ExportError(
-            f"{where}: {named}opset {before} cannot be converted to {opset} ({_reason(error)}); export it in opset "
-            f"{opset}"
+            f"{where}: {named}opset {before} cannot be converted to {opset} ({_reason(error)}); give a file in "
+            f"opset {opset}, or a model without such a node"
         ) from error
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.metadata_props)
@@ -80,7 +80,7 @@ def check_same(
             before, after = opset_of(reference), opset_of(candidate)
             raise ExportError(
                 f"{where}: opset {after} does not compute what opset {before} does: {name!r} has {ratio:.0f} dB, "
-                f"at least {least_db:g} dB wanted; export it in opset {after}"
+                f"at least {least_db:g} dB wanted; give a file in opset {after}"
             )
 
 

@@ -1,25 +1,29 @@
 """TensorRT and TensorRT-RTX on an NVIDIA GPU as `Runner`s. Needs nothing but the driver, TensorRT and NumPy.
 
 An engine with its sidecar is run as it is. An ONNX file is built on the device first, once for each combination of
-file, options, GPU, driver and TensorRT, and kept in the user's cache.
+file, options, GPU, driver, TensorRT and code of ours, and kept in the user's cache.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from exporters.artifact import ExportError, IOSpec, file_sha256, read_metadata
+from exporters.artifact import ExportError, IOSpec, read_metadata
 from exporters.base import Feeds, FileRunner, LayerSamples, check_feeds, fix_shapes
-from exporters.cuda_driver import Cuda, CudaError, capability, driver_build
+from exporters.cuda_driver import Cuda, CudaError, capability
 from exporters.onnx_file import graph_precision, load_graph
 from exporters.tensorrt_api import Edition, edition_of, logger_of, said
-from exporters.tensorrt_engine import SUFFIXES, Sidecar, cached_path, read_sidecar
+from exporters.tensorrt_cache import engine_of
+from exporters.tensorrt_engine import SUFFIXES, Sidecar, read_sidecar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,24 @@ class Memory:
     def total_bytes(self) -> int:
         """All that is known of."""
         return self.activations_bytes + (self.weights_bytes or 0) + self.tensors_bytes
+
+
+def _one_line(method: Method) -> Method:
+    """For a method of `TensorRtRunner`: what the driver refuses is an `ExportError` that says what to do."""
+
+    @functools.wraps(method)
+    def explained(self: TensorRtRunner, *args: Any, **named: Any) -> Any:
+        try:
+            return method(self, *args, **named)
+        except CudaError as error:
+            advice = "look at nvidia-smi"
+            if "OUT_OF_MEMORY" in str(error):
+                advice = (
+                    "the GPU's memory is full: lower the batch (--input, profile.batch), or end what else runs on it"
+                )
+            raise ExportError(f"{self.path}: {self.name} on {self.device}: {error}; {advice}") from error
+
+    return explained  # type: ignore[return-value]
 
 
 class TensorRtRunner(FileRunner):
@@ -64,17 +86,18 @@ class TensorRtRunner(FileRunner):
                 self._precision = read_metadata(self.path).get("precision") or graph_precision(load_graph(self.path))
         return self._precision
 
+    @_one_line
     def __enter__(self) -> TensorRtRunner:
         if not self.path.is_file():
             raise ExportError(f"{self.path}: no such file")
         edition = edition_of(self.name)
         try:
             self._cuda = self._open_device()
-            engine = self.path if self._is_engine else self._built(edition, self._cuda)
+            engine = self.path
+            if not self._is_engine:
+                memory = self._cuda.total_bytes()
+                engine = engine_of(self.path, edition, index=self._index, memory_bytes=memory, shapes=self._shapes)
             self._load(engine, edition)
-        except CudaError as error:
-            self.__exit__()
-            raise ExportError(f"{self.path}: {self.name} on {self.device}: {error}; look at nvidia-smi") from error
         except BaseException:
             self.__exit__()
             raise
@@ -89,6 +112,7 @@ class TensorRtRunner(FileRunner):
             self._cuda.close()
         self._cuda, self._held, self._tensors_bytes = None, {}, 0
 
+    @_one_line
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         check_feeds(feeds, self.inputs, where=str(self.path))
         cuda = self._opened()
@@ -102,6 +126,7 @@ class TensorRtRunner(FileRunner):
         cuda.synchronize()
         return results
 
+    @_one_line
     def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Put the inputs on the device; the returned function infers on them and copies nothing.
 
@@ -124,8 +149,9 @@ class TensorRtRunner(FileRunner):
                 cuda.synchronize()
             return lambda: self._enqueue(own)
         self.versions["cuda_graph"] = "captured"
-        return launch
+        return functools.partial(self._launch, launch)
 
+    @_one_line
     def synchronize(self) -> None:
         self._opened().synchronize()
 
@@ -144,6 +170,7 @@ class TensorRtRunner(FileRunner):
             tensors_bytes=self._tensors_bytes,
         )
 
+    @_one_line
     def profile_layers(self, feeds: Feeds, runs: int) -> list[LayerSamples]:
         """What TensorRT's own profiler says of each layer as it was fused, in a context of its own, without a graph."""
         from exporters.tensorrt_layers import layer_times
@@ -154,6 +181,8 @@ class TensorRtRunner(FileRunner):
         for name, array in feeds.items():
             cuda.to_device(own[name], np.ascontiguousarray(array))
         context = self._engine.create_execution_context()
+        if context is None:
+            raise ExportError(f"{self.path}: {self.name} cannot make room for a second context on {self.device}")
         for spec in self.inputs:
             context.set_input_shape(spec.name, _sizes(spec))
         trt = edition_of(self.name).module
@@ -166,6 +195,10 @@ class TensorRtRunner(FileRunner):
         inspector.execution_context = self._context
         return inspector.get_engine_information(edition_of(self.name).module.LayerInformationFormat.JSON)
 
+    @_one_line
+    def _launch(self, graph: Callable[[], None]) -> None:
+        graph()
+
     @property
     def _is_engine(self) -> bool:
         return self.path.suffix.lower() in SUFFIXES
@@ -175,26 +208,6 @@ class TensorRtRunner(FileRunner):
             return Cuda(self._index)
         except OSError as error:
             raise ExportError(f"{self.path}: {self.name} needs an NVIDIA GPU; no driver is seen here") from error
-
-    def _built(self, edition: Edition, cuda: Cuda) -> Path:
-        """The engine of an ONNX file on this device, from the cache or built now."""
-        from exporters.tensorrt_options import BuildOptions
-        from exporters.to_tensorrt import build_engine
-
-        shapes = dict(self._shapes) if isinstance(self._shapes, Mapping) else self._shapes
-        key = {
-            "onnx": file_sha256(self.path),
-            "edition": str(edition),
-            "gpu": f"{cuda.name} {capability(self._index)}",
-            "driver": f"{cuda.driver} {driver_build()}",
-            "shapes": shapes,
-        }
-        path = cached_path(key, self.path.stem)
-        with suppress(ExportError):
-            read_sidecar(path)
-            return path
-        build_engine(self.path, path, edition=edition, options=BuildOptions(shapes=self._shapes, strict=False))
-        return path
 
     def _load(self, path: Path, edition: Edition) -> None:
         sidecar = read_sidecar(path)

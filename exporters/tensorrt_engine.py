@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,19 +127,6 @@ def engine_artifact(path: Path | str) -> Artifact:
 
 def spec_json(specs: tuple[IOSpec, ...]) -> list[dict[str, Any]]:
     return [{**asdict(spec), "shape": list(spec.shape)} for spec in specs]
-
-
-def cache_folder() -> Path:
-    """Where engines that were built on this device are kept: EDGESTILL_CACHE, or the user's cache folder."""
-    given = os.environ.get("EDGESTILL_CACHE")
-    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgestill"
-    return base / "engines"
-
-
-def cached_path(key: Mapping[str, Any], stem: str) -> Path:
-    """The place of the engine that `key` (file, device, driver, edition, options) stands for."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / f"{stem}-{digest[:16]}.engine"
 
 
 def _specs(entries: list[dict[str, Any]]) -> tuple[IOSpec, ...]:

@@ -53,7 +53,7 @@ def typing_of(name: str, version: str) -> Typing:
 def forecast(name: str, version: str) -> list[Forecast]:
     """Each form for the runtime `name` at `version`, such as ("tensorrt", "8.6.2").
 
-    A float file with too new an operator set still works where `exporters.opset` can lower it: that is said.
+    A float file with too new an operator set still works where the build can lower it (`tensorrt_opset`): that is said.
     """
     rules = rules_of(name, version)
     found = []
@@ -63,7 +63,7 @@ def forecast(name: str, version: str) -> list[Forecast]:
         lowered = False
         if why and precision != "int8" and opset > rules.opsets[1]:
             lowered = next(faults(_example(rules.opsets[1], scale, stored), rules), None) is None
-            why = f"give it in opset {rules.opsets[1]}"
+            why = f"the build converts it from opset {opset}"
         found.append(
             Forecast(
                 form=form,

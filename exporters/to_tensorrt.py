@@ -19,9 +19,11 @@ from exporters.artifact import PREFIX, Artifact, ExportError, file_sha256
 from exporters.base import missing_package
 from exporters.cuda_driver import device_count
 from exporters.onnx_file import io_specs, load_model, replace_bytes
+from exporters.opset import opset_of
 from exporters.tensorrt_api import MODULES, Edition, Tools, edition_of, has, one_line, said, tools_of
 from exporters.tensorrt_check import check_graph, rules_of
 from exporters.tensorrt_engine import engine_artifact, spec_json, write_engine
+from exporters.tensorrt_opset import accepted
 from exporters.tensorrt_options import (
     BuildOptions,
     Profile,
@@ -96,9 +98,9 @@ def build_engine(
     flags = flags_of(edition, requested, options, where=where)
     capabilities = capabilities_of(edition, options, where=where)
     tools = tools_of(edition)
-    with tools.listening() as lines:
+    with accepted(Path(source), model, edition, profiles) as (file, taken), tools.listening() as lines:
         # The parser holds the weights that the network points to, so it must live as long.
-        network, _parser = _parse(source, model, edition, tools)
+        network, _parser = _parse(file, taken, edition, tools, where=where)
         notes = _only_notes(lines, edition, where=where, doing="reading the graph")
         obtained = None
         if edition.typing != "flags":
@@ -109,7 +111,9 @@ def build_engine(
         cache = _timing_cache(config, edition, options)
         plan = tools.builder.build_serialized_network(network, config)
         if plan is None:
-            raise ExportError(f"{where}: {label} cannot build it ({said(lines)})")
+            reason = said(lines)
+            advice = "; lower --workspace, or end what else uses the GPU" if "memory" in reason.lower() else ""
+            raise ExportError(f"{where}: {label} cannot build it ({reason}){advice}")
         further = lines[len(notes) :]
         if options.strict:
             _only_notes(further, edition, where=where, doing="building the engine")
@@ -133,6 +137,7 @@ def build_engine(
             "edition": edition.name,
             "version": edition.version,
             "onnx": {"name": Path(source).name, "sha256": file_sha256(source)},
+            "opset": {"file": opset_of(model), "built": opset_of(taken)},
             "compute_capabilities": list(capabilities),
             "precision": {"requested": requested, "obtained": obtained.to_json()},
             "flags": list(flags),
@@ -150,7 +155,7 @@ def build_engine(
     return engine_artifact(path)
 
 
-def _parse(source: Path | str, model: ModelProto, edition: Edition, tools: Tools) -> tuple[Any, Any]:
+def _parse(file: Path, model: ModelProto, edition: Edition, tools: Tools, *, where: str) -> tuple[Any, Any]:
     trt = edition.module
     creation = 0
     # 8.6 still knows graphs without a batch dimension, and 10.x weak typing; later editions know neither.
@@ -160,10 +165,10 @@ def _parse(source: Path | str, model: ModelProto, edition: Edition, tools: Tools
     network = tools.builder.create_network(creation)
     parser = trt.OnnxParser(network, tools.logger)
     supports = getattr(parser, "supports_operator", None)
-    check_graph(model, rules_of(edition.name, edition.version), where=str(source), supports=supports)
+    check_graph(model, rules_of(edition.name, edition.version), where=where, supports=supports)
     # By path, so that weights beside the file are found.
-    if not parser.parse_from_file(str(source)):
-        raise ExportError(f"{source}: {edition} cannot read {_parser_error(parser, model) or said(tools.lines)}")
+    if not parser.parse_from_file(str(file)):
+        raise ExportError(f"{where}: {edition} cannot read {_parser_error(parser, model) or said(tools.lines)}")
     return network, parser
 
 
@@ -224,13 +229,15 @@ def _timing_cache(config: Any, edition: Edition, options: BuildOptions) -> Any:
     if options.timing_cache is None:
         return None
     before = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-    cache = config.create_timing_cache(before)
-    # A cache of another device or version says so and is refused here: its timings mean nothing.
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise ExportError(
-            f"{options.timing_cache}: is no timing cache of this device and {edition}; remove it or name another"
-        )
-    return cache
+    # A cache of another device or version says so and is refused here: its timings mean nothing. On a device, where
+    # nobody chose the file, the build then begins without.
+    for data in (before,) if options.strict else (before, b""):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    raise ExportError(
+        f"{options.timing_cache}: is no timing cache of this device and {edition}; remove it or name another"
+    )
 
 
 def _inspect(plan: bytes, edition: Edition, logger: Any) -> dict[str, Any] | None:

@@ -9,8 +9,9 @@ DRIVERS: list["FakeDriver"] = []
 class FakeDriver:
     """`libcuda` on the host. `captures` False: every capture fails, as with kernels that synchronize."""
 
-    def __init__(self, *, gpus: int = 1, captures: bool = True) -> None:
-        self.gpus, self.captures = gpus, captures
+    def __init__(self, *, gpus: int = 1, captures: bool = True, name: str = "Fake GPU", newest: int = 12060) -> None:
+        self.gpus, self.captures, self.name, self.newest = gpus, captures, name, newest
+        self.memory = 8 << 30
         self.blocks: dict[int, ctypes.Array] = {}
         self.recording: list | None = None
         self.graphs: list[list] = []
@@ -38,7 +39,11 @@ class FakeDriver:
         return 0
 
     def cuDeviceGetName(self, text, size, device):  # noqa: N802
-        text.value = b"Fake GPU"
+        text.value = self.name.encode()
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text, size, device):  # noqa: N802
+        text.value = b"0000:%02x:00.0" % (self.gpus - device.value)  # the fastest first, and last on the bus
         return 0
 
     def cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
@@ -46,14 +51,20 @@ class FakeDriver:
         return 0
 
     def cuDriverGetVersion(self, value):  # noqa: N802
-        value._obj.value = 12060
+        value._obj.value = self.newest
         return 0
 
     def cuStreamCreate(self, stream, flags):  # noqa: N802
         stream._obj.value = 7
         return 0
 
+    def cuDeviceTotalMem_v2(self, total, device):  # noqa: N802
+        total._obj.value = 8 << 30
+        return 0
+
     def cuMemAlloc_v2(self, pointer, size):  # noqa: N802
+        if sum(map(len, self.blocks.values())) + size.value > self.memory:
+            return 2
         block = (ctypes.c_char * size.value)()
         pointer._obj.value = ctypes.addressof(block)
         self.blocks[pointer._obj.value] = block
@@ -95,7 +106,8 @@ class FakeDriver:
         return 0
 
     def cuGetErrorName(self, code, text):  # noqa: N802
-        text._obj.value = {101: b"CUDA_ERROR_INVALID_DEVICE", 901: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}[code]
+        names = {2: "OUT_OF_MEMORY", 101: "INVALID_DEVICE", 719: "LAUNCH_FAILED", 901: "STREAM_CAPTURE_INVALIDATED"}
+        text._obj.value = f"CUDA_ERROR_{names[code]}".encode()
         return 0
 
     def _nothing(self, *arguments):

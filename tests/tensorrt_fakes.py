@@ -10,12 +10,19 @@ import enum
 import importlib.machinery
 import io
 import json
+import sys
 import types
 
 import numpy as np
 import onnx
-from cuda_fakes import DRIVERS
+from cuda_fakes import DRIVERS, FakeDriver
+from exporter_nets import file
 from onnx import TensorProto
+
+from exporters.tensorrt_api import edition_of, probe
+from exporters.tensorrt_engine import read_sidecar
+from exporters.tensorrt_options import BuildOptions
+from exporters.to_tensorrt import build_engine
 
 INT64_WARNING = (
     "onnx2trt_utils.cpp:372: Your ONNX model has been generated with INT64 weights, while TensorRT does not natively "
@@ -177,6 +184,7 @@ def fake_trt(version: str, *, warnings: tuple[str, ...] = (), inspector: str = "
 
         def parse_from_file(self, path):
             model = onnx.load(path)
+            assert major > 8 or model.opset_import[0].version <= 17, "what 8.6 reads beyond 17, it reads wrongly"
             self.network.load(model)
             if major == 8 and any(t.data_type == TensorProto.INT64 for t in model.graph.initializer):
                 self.logger.log(severity.WARNING, INT64_WARNING)
@@ -196,6 +204,29 @@ def fake_trt(version: str, *, warnings: tuple[str, ...] = (), inspector: str = "
 
     trt.Builder, trt.OnnxParser, trt.Runtime = Builder, OnnxParser, Runtime
     return trt
+
+
+def install(version, monkeypatch, tmp_path, fails="", **driver):
+    """A driver and a TensorRT that are not there; the driver is returned."""
+    fake = FakeDriver(**driver)
+    monkeypatch.setattr("exporters.cuda_driver.load_driver", lambda: fake)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_trt(version, fails=fails))
+    monkeypatch.setenv("EDGESTILL_CACHE", str(tmp_path / "cache"))
+    return fake
+
+
+def engine(folder, form="fp32", **options):
+    """An engine of one of the files of `exporter_nets`, built by what `install` put in place."""
+    path = folder / f"{form}.engine"
+    return build_engine(file(form), path, edition=edition_of("tensorrt"), options=BuildOptions(**options)).path
+
+
+def build(version, form, folder, *, precision=None, options=None, **shape):
+    """(artifact, facts of its sidecar, network, config) of a build by TensorRT `version`, made as `shape` says."""
+    module = fake_trt(version, **shape)
+    edition = probe("tensorrt", module)
+    artifact = build_engine(file(form), folder / "m.engine", edition=edition, precision=precision, options=options)
+    return artifact, read_sidecar(artifact.path).facts, *module.built[0]
 
 
 def _engine(plan, major):

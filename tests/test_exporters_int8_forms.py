@@ -160,7 +160,8 @@ def test_what_has_no_form_in_an_older_opset_is_refused_with_its_node():
     with pytest.raises(ExportError) as error:
         to_opset(plain("Gelu", 20), 17, where="m.onnx")
     assert str(error.value).startswith("m.onnx: node 'odd/one:0' (Gelu): opset 20 cannot be converted to 17 (")
-    assert str(error.value).endswith("; export it in opset 17") and "\n" not in str(error.value)
+    assert str(error.value).endswith("; give a file in opset 17, or a model without such a node")
+    assert "\n" not in str(error.value)
 
 
 def test_a_conversion_that_computes_something_else_is_refused():

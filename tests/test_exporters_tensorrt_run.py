@@ -7,19 +7,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cuda_fakes import FakeDriver
 from exporter_nets import INPUT_SHAPE, feeds, file, net
-from tensorrt_fakes import fake_trt
+from tensorrt_fakes import engine, fake_trt, install
 
 import exporters
 from exporters import open_runner, unavailable
 from exporters.artifact import ExportError, IOSpec
 from exporters.cuda_driver import Cuda, CudaError, capability, device_count
 from exporters.run_tensorrt import Memory, TensorRtRtxRunner, TensorRtRunner
-from exporters.tensorrt_api import edition_of
-from exporters.tensorrt_engine import cache_folder
-from exporters.tensorrt_options import BuildOptions
-from exporters.to_tensorrt import build_engine
+from exporters.tensorrt_cache import cache_folder
 
 VERSIONS = ("10.3.0", "11.4.0")
 
@@ -28,19 +24,6 @@ VERSIONS = ("10.3.0", "11.4.0")
 def machine(request, monkeypatch, tmp_path):
     """A driver and a TensorRT that are not there; the driver is returned."""
     return install(request.param, monkeypatch, tmp_path)
-
-
-def install(version, monkeypatch, tmp_path, **driver):
-    fake = FakeDriver(**driver)
-    monkeypatch.setattr("exporters.cuda_driver.load_driver", lambda: fake)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_trt(version))
-    monkeypatch.setenv("EDGESTILL_CACHE", str(tmp_path / "cache"))
-    return fake
-
-
-def engine(folder, form="fp32", **options):
-    path = folder / f"{form}.engine"
-    return build_engine(file(form), path, edition=edition_of("tensorrt"), options=BuildOptions(**options)).path
 
 
 def expected(batch):

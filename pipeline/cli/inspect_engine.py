@@ -36,12 +36,15 @@ def show_engine(found: dict[str, Any]) -> None:
     obtained = precision["obtained"]
     counts = ", ".join(f"{name} {count}" for name, count in obtained["layers"].items()) or "no such layers"
     built_for = ", ".join(found.get("compute_capabilities", ())) or "the GPU that it was built on"
+    opset = found.get("opset", {})
+    converted = f"opset {opset['file']}, built in {opset['built']}" if len(set(opset.values())) > 1 else ""
     lines = [
         ("input", "  ".join(_io(entry) for entry in found["inputs"]), ""),
         ("output", "  ".join(_io(entry) for entry in found["outputs"]), ""),
         ("built by", f"{found['edition']} {found['version']}", f"{found.get('typing', 'unknown')} typing"),
         ("built for", built_for, ", ".join(found.get("flags", ()))),
         ("built from", f"{found['onnx']['name']}", found["onnx"]["sha256"][:12]),
+        *([("converted", converted, "the same on a sample")] if converted else []),
         ("precision asked for", precision["requested"], ""),
         ("convolutions and products in", counts, obtained["source"]),
         ("size", f"{found['size_bytes']:,} bytes", show(found["size_bytes"], "bytes")),
