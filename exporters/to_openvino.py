@@ -95,7 +95,7 @@ def quantize_nncf(
             f"{source}: calibration needs a model with one float32 input; it has {', '.join(map(str, inputs))}"
         )
     samples = CalibrationSamples(batches, inputs[0], where=str(source))
-    count = sum(1 for _ in samples)
+    sizes = [feeds[inputs[0].name].nbytes for feeds in samples]
     samples.check()
     if iter(batches) is batches:
         raise ExportError(
@@ -105,8 +105,11 @@ def quantize_nncf(
     with _explained(source, "openvino cannot read it"):
         read = core.read_model(str(source))
     with _explained(source, "NNCF could not quantize it"):
-        quantized = _quantized(read, _Feeds(batches, inputs[0].name), count, PRESETS[form])
-    say(f"nncf: min-max on {samples.count} samples")
+        quantized = _quantized(read, _Feeds(batches, inputs[0].name), len(sizes), PRESETS[form])
+    say(
+        f"nncf: min-max on {samples.count} samples; memory: {max(sizes):,} bytes of input, however many samples, and "
+        "what NNCF holds of the activations, which it does not tell"
+    )
     facts = {"calibration_sha256": samples.sha256, "calibration_samples": str(samples.count), "form": form}
     return _save(quantized, model, Path(path), precision="int8", facts=facts, tools=("openvino", "nncf"))
 

@@ -10,6 +10,7 @@ from foreign_files import CLASSES, FAMILY, SIDE, images, network, saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from PIL import Image
 
 from exporters import open_runner
 from exporters.adopt_onnx import adopt, opened
@@ -241,6 +242,9 @@ def test_images_without_labels_calibrate_and_nothing_more(foreign, pictures, tmp
         (flat / f"{number}.png").write_bytes(path.read_bytes())
     made = cli("quantize", str(foreign), "--images", str(flat), *PLAIN, "--form", "gpu", "--out", str(tmp_path / "out"))
     assert made.code == 0, made.err
+    said = "onnx-int8-gpu, calibration: minmax on 12 samples, "
+    (line,) = (line for line in made.err.splitlines() if line.startswith(said))
+    assert "; memory: 0 bytes of histograms and " in line
     assert "edgestill profile" in made.out and "--against" in made.out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "teacher.onnx",
@@ -270,6 +274,19 @@ def test_what_is_missing_is_one_line(foreign, pictures, tmp_path, arguments, cod
     made = cli("quantize", str(foreign), "--images", str(pictures), "--out", str(tmp_path / "out"), *arguments)
     assert made.code == code and message in made.err, made.err
     assert made.err.splitlines()[-1].startswith("error: ")
+
+
+def test_noise_is_no_calibration_image(foreign, tmp_path):
+    folder, rng = tmp_path / "noise", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(16):
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(folder / f"{number}.png")
+    made = cli("quantize", str(foreign), "--images", str(folder), *PLAIN, "--out", str(tmp_path / "out"))
+    assert made.code == 1
+    assert made.err.startswith(
+        f"error: {folder}: the calibration samples look like noise: neighbouring pixels correlate"
+    )
+    assert made.err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_class_folders_must_be_the_outputs(foreign, tmp_path):

@@ -74,6 +74,7 @@ def quantize_file(
     ExportError, one line: what the file has that cannot be quantized, by node.
     """
     from exporters.adopt_onnx import adopt, opened
+    from exporters.calibration_samples import refuse_noise
 
     model, spec = opened(source, shapes)
     _, channels, height, width = (int(size) for size in spec.shape)
@@ -86,6 +87,7 @@ def quantize_file(
     stream = Stream(
         judging.train if judging else flat, judging.calibration if judging else None, preprocessing, spec, settings
     )
+    refuse_noise(stream, where=str(images))
     first = next(iter(stream))
     teacher = out / f"{TEACHER}.onnx"
     artifact = adopt(
@@ -129,13 +131,18 @@ def writers(
             return str(error)
 
     def int8(form: Any) -> Callable[[], Artifact | str]:
+        name = NAMES[form]
         return lambda: quantize_int8(
-            teacher, out / f"{NAMES[form]}.onnx", form=form, batches=stream, say=lambda _: None, **kept
+            teacher, out / f"{name}.onnx", form=form, batches=stream, say=lambda line: say(f"{name}, {line}"), **kept
         )
 
     def nncf(form: str) -> Callable[[], Artifact | str]:
+        name, why = NNCF[form], NncfExporter().unavailable()
         return lambda: (
-            NncfExporter().unavailable() or quantize_nncf(teacher, out / f"{NNCF[form]}.xml", form=form, batches=stream)
+            why
+            or quantize_nncf(
+                teacher, out / f"{name}.xml", form=form, batches=stream, say=lambda line: say(f"{name}, {line}")
+            )
         )
 
     found: dict[str, Callable[[], Artifact | str]] = {"onnx-fp16": fp16}
