@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from exporters.artifact import Artifact, ExportError, IOSpec
+from exporters.cuda_driver import bus_id
 
 # The names in what we export, and in a torch module, which names nothing itself.
 INPUT_NAME = "input"
@@ -44,8 +45,8 @@ class Exporter(Protocol):
 class Runner(Protocol):
     """A model held open by one runtime. Entering loads it, leaving frees it; one thread at a time may use it.
 
-    It may also have `profile_layers(feeds, runs)` and, where the runtime counts what it holds on a device, `memory()`:
-    a dataclass of bytes with their `total_bytes`, or None on a CPU.
+    It may also have `profile_layers(feeds, runs)`, where the runtime counts what it holds on a device `memory()` (a
+    dataclass of bytes with their `total_bytes`, or None on a CPU), and `bus_id`, the PCI place of its GPU.
     """
 
     @property
@@ -111,6 +112,11 @@ class FileRunner:
             place = {"cpu": "the cpu", "cuda": "cuda:N"}[self.home]
             raise ExportError(f"{self.path}: {self.name} runs on {place}; got device {self.device!r}")
         self._index = int(index or 0)
+
+    @property
+    def bus_id(self) -> str | None:
+        """The PCI place of the GPU that it runs on; None on the cpu."""
+        return bus_id(self._index) if self.home == "cuda" else None
 
 
 def missing_package(package: str, extra: str) -> str | None:

@@ -13,6 +13,8 @@ from torch import nn
 
 from exporters.artifact import ExportError, IOSpec
 from exporters.base import INPUT_NAME, OUTPUT_NAME, Feeds, LayerSamples, check_feeds
+from exporters.cuda_driver import bus_id
+from exporters.onnx_file import first_line
 
 # int8 linear layers (bitsandbytes) take and give floats; all else in such a net stays fp32.
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8-linear": torch.float32}
@@ -70,6 +72,14 @@ class TorchRunner:
 
     def __enter__(self) -> TorchRunner:
         self._before = (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _open(self) -> None:
         _set(self.threads, matmul_tf32=False, cudnn_tf32=False)
         if self.device.startswith("cuda"):
             torch.cuda.init()  # before its first use there are no counters to reset
@@ -82,13 +92,19 @@ class TorchRunner:
         spec = self.inputs[0]
         # Shapes of outputs are found by running once on zeros; open sizes are tried as 1.
         shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
-        result = self._infer(self._load(np.zeros(shape, spec.dtype)))
+        try:
+            result = self._infer(self._load(np.zeros(shape, spec.dtype)))
+        except ExportError:
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"{self.name}: the model failed on {spec} ({type(error).__name__}: {first_line(error)}); "
+                "give the size that it takes with --input"
+            ) from error
         if not isinstance(result, torch.Tensor):
-            self.__exit__()
             raise ExportError(f"{self.name}: the model returned {type(result).__name__}; a runner needs one tensor")
         batch = spec.shape[:1] if isinstance(spec.shape[0], str) else tuple(result.shape[:1])
         self.outputs = (IOSpec(name=OUTPUT_NAME, dtype="float32", shape=(*batch, *result.shape[1:])),)
-        return self
 
     def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
         self._module = None
@@ -117,6 +133,12 @@ class TorchRunner:
     def synchronize(self) -> None:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)
+
+    @property
+    def bus_id(self) -> str | None:
+        """The PCI place of the GPU that it runs on; None on the cpu."""
+        index = self.device.partition(":")[2]
+        return bus_id(int(index or 0)) if self.device.startswith("cuda") else None
 
     def memory(self) -> Memory | None:
         """What this process holds on the GPU at most, other runners of it included; None on a CPU."""

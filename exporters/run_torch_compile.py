@@ -26,14 +26,6 @@ class TorchCompileRunner(TorchRunner):
         super().__init__(module, name=name, **settings)
         self.versions = {**self.versions, "torch-compile": "inductor"}
 
-    def __enter__(self) -> TorchCompileRunner:
-        try:
-            super().__enter__()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
     def _made_ready(self, module: nn.Module) -> Any:
         return torch.compile(module, dynamic=False)
 

@@ -18,7 +18,7 @@ from profiles.blocks import Blocks
 from profiles.clock import Clock, CpuLoad, LoadMeter, PerfCounter
 from profiles.errors import ProfileError
 from profiles.measure import Conditions, Measurement
-from profiles.runner import Feeds, Runner
+from profiles.runner import Feeds, Runner, bus_id_of
 from profiles.stats import block_medians, lag1_autocorrelation, percentile_bound_ms, percentile_ms
 from profiles.thermal import Sensors, State, StateMeter
 
@@ -151,7 +151,8 @@ def measure_latency(
     batches = _check(subjects, feeds)
     clock = clock or PerfCounter()
     load = load or CpuLoad()
-    sensors = sensors or Sensors(next(iter(subjects.values())).device)
+    first = next(iter(subjects.values()))
+    sensors = sensors or Sensors(first.device, bus_id=bus_id_of(first))
     runs = {
         name: Blocks(name, query_of(runner, feeds[name], kind), clock, load, sensors)
         for name, runner in subjects.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -63,10 +64,18 @@ class Gpu:
         return None if bits is None else tuple(name for bit, name in THROTTLE.items() if int(bits) & bit)
 
 
-def open_gpu(device: str, library: Any = None, environment: Mapping[str, str] | None = None) -> Gpu | str:
+def open_gpu(
+    device: str,
+    library: Any = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    bus_id: str | None = None,
+) -> Gpu | str:
     """The GPU that CUDA calls `device` ("cuda:0"), or one line on why it cannot be asked.
 
-    NVML counts all GPUs of the machine, CUDA those of CUDA_VISIBLE_DEVICES: the number is looked up there.
+    CUDA counts the GPUs of CUDA_VISIBLE_DEVICES, the fastest first; NVML counts all, in the order of their PCI places.
+    `bus_id`, the place that CUDA's driver gives, tells which one it is; without it the variables of the environment do,
+    and where they leave two GPUs to choose from, none is asked.
     """
     if not device.startswith("cuda"):
         return f"{device} is no GPU"
@@ -75,14 +84,32 @@ def open_gpu(device: str, library: Any = None, environment: Mapping[str, str] | 
             import pynvml as library  # pyright: ignore[reportMissingImports]
         except ImportError:
             return "NVML is not read: nvidia-ml-py is not installed; pip install 'edgestill[nvml]'"
-    number = device.partition(":")[2] or "0"
-    visible = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES", "")
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    name = names[int(number)] if names and int(number) < len(names) else number
+    environment = os.environ if environment is None else environment
     try:
         library.nvmlInit()
-        by_number = name.isdigit()
-        handle = library.nvmlDeviceGetHandleByIndex(int(name)) if by_number else library.nvmlDeviceGetHandleByUUID(name)
+        if bus_id is not None:
+            return Gpu(library, library.nvmlDeviceGetHandleByPciBusId(bus_id))
+        name = visible_name(device, environment)
+        if name is None:
+            return f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']!r} hides {device}"
+        if not name.isdigit():
+            return Gpu(library, library.nvmlDeviceGetHandleByUUID(name))
+        count = library.nvmlDeviceGetCount()
+        if count > 1 and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+            return f"NVML does not know which of {count} GPUs is {device}; set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        return Gpu(library, library.nvmlDeviceGetHandleByIndex(int(name)))
     except Exception as error:
         return f"NVML does not tell of {device} ({str(error).strip() or type(error).__name__}); look at its driver"
-    return Gpu(library, handle)
+
+
+def visible_name(device: str, environment: Mapping[str, str]) -> str | None:
+    """The number or UUID of `device` among all GPUs, by CUDA_VISIBLE_DEVICES; None where that hides it.
+
+    The first entry that is no GPU ends the list, so "" and "-1" hide all.
+    """
+    number = device.partition(":")[2] or "0"
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return number
+    names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+    shown = list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
+    return shown[int(number)] if int(number) < len(shown) else None

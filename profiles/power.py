@@ -146,15 +146,17 @@ class Sampled:
             self._thread.join()
 
 
-def meter(device: str = "cpu", *, root: Path = Path("/"), gpu: Gpu | None = None) -> Meter | str:
+def meter(
+    device: str = "cpu", *, bus_id: str | None = None, root: Path = Path("/"), gpu: Gpu | None = None
+) -> Meter | str:
     """What tells the energy of work on `device` here, or one line on why nothing does.
 
-    On a Jetson its rails, whatever the device; for "cuda:0" the GPU; for "cpu" RAPL.
+    On a Jetson its rails, whatever the device; for "cuda:0" the GPU, which is at `bus_id`; for "cpu" RAPL.
     """
     if jetson.model(root) is not None:
         return _rails(root)
     if device.startswith("cuda"):
-        opened = gpu or open_gpu(device)
+        opened = gpu or open_gpu(device, bus_id=bus_id)
         if not isinstance(opened, Gpu):
             return opened
         if opened.energy_j() is not None:

@@ -28,7 +28,8 @@ class TensorSpec(Protocol):
 class Runner(Protocol):
     """A model held open by one runtime on one device. A context manager: entering loads it, leaving frees it.
 
-    It may also have `profile_layers(feeds, runs)`, see `profiles.layers`, and `memory()`, see `profiles.memory`.
+    It may also have `profile_layers(feeds, runs)`, see `profiles.layers`, `memory()`, see `profiles.memory`, and
+    `bus_id`, see `bus_id_of`.
     """
 
     @property
@@ -75,3 +76,9 @@ class Runner(Protocol):
     def synchronize(self) -> None:
         """Wait until the device is idle; nothing to do on a CPU."""
         ...
+
+
+def bus_id_of(runner: Runner) -> str | None:
+    """The PCI place of the runner's GPU, "0000:01:00.0", by which NVML finds it; None on the cpu, or where it is not
+    told."""
+    return getattr(runner, "bus_id", None)

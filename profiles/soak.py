@@ -17,7 +17,7 @@ from profiles.clock import Clock, CpuLoad, LoadMeter, PerfCounter
 from profiles.errors import ProfileError
 from profiles.latency import Kind, Progress, query_of
 from profiles.power import Meter
-from profiles.runner import Feeds, Runner
+from profiles.runner import Feeds, Runner, bus_id_of
 from profiles.stats import (
     Slope,
     exact_interval,
@@ -190,7 +190,7 @@ def soak(
     if not minutes > 0 or not (deadline_ms is None or deadline_ms > 0):
         raise ProfileError(f"{name}: got {minutes:g} minutes and deadline {deadline_ms} ms; both must be above zero")
     clock = clock or PerfCounter()
-    sensors = sensors or Sensors(runner.device)
+    sensors = sensors or Sensors(runner.device, bus_id=bus_id_of(runner))
     run = Blocks(name, query_of(runner, feeds, kind), clock, load or CpuLoad(), sensors, rewarm=0.0)
     total_ns = minutes * 60e9
     run.warm_up(0)

@@ -58,12 +58,15 @@ class StateMeter(Protocol):
 
 
 class Sensors:
-    """The sensors of this machine for work on `device` ("cpu", "cuda:0"). `root` and `gpu` are for tests."""
+    """The sensors of this machine for work on `device` ("cpu", "cuda:0"), whose GPU is at `bus_id`. `root` and `gpu`
+    are for tests."""
 
-    def __init__(self, device: str = "cpu", *, root: Path = Path("/"), gpu: Gpu | None = None) -> None:
+    def __init__(
+        self, device: str = "cpu", *, bus_id: str | None = None, root: Path = Path("/"), gpu: Gpu | None = None
+    ) -> None:
         self._root, self._jetson = root, jetson.model(root) is not None
         self.missing: dict[str, str] = {}
-        opened = gpu or open_gpu(device)
+        opened = gpu or open_gpu(device, bus_id=bus_id)
         self._gpu = opened if isinstance(opened, Gpu) else None
         allowed = {f"cpu{index}" for index in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else None
         cpus = [path for path in folders(root, f"{CPU}/cpu[0-9]*") if allowed is None or path.name in allowed]

@@ -13,7 +13,7 @@ from cuda_fakes import FakeDriver
 from exporter_nets import INPUT_SHAPE, file
 from tensorrt_fakes import fake_trt
 
-from exporters.cuda_driver import device_count
+from exporters.cuda_driver import bus_id, device_count
 from exporters.probe import cold_start
 from exporters.tensorrt_api import edition_of
 from exporters.tensorrt_options import BuildOptions
@@ -67,6 +67,21 @@ def test_the_layers_of_an_engine_are_told_by_tensorrt(machine: Path) -> None:
     slowest = row["layers"]["layers"][0]
     assert (slowest["operator"], slowest["ms"], slowest["n"]) == ("CaskConvolution", 0.25, 50)
     assert row["layers"]["operators"][0]["operator"] == "CaskConvolution"
+
+
+def test_sensors_ask_for_the_gpu_by_its_place_on_the_bus(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def looked_up(device: str, *, bus_id: str | None = None) -> str:
+        asked.append((device, bus_id))
+        return "none here"
+
+    monkeypatch.setattr("profiles.thermal.open_gpu", looked_up)
+    monkeypatch.setattr("profiles.power.open_gpu", looked_up)
+    monkeypatch.setattr("profiles.power.jetson.model", lambda root: None)
+    assert cli("profile", machine, "--seconds", "0.05", "--blocks", "2", "--no-memory", "--json").code == 0
+    assert asked == [("cuda:0", "0000:01:00.0")] * 2
+    assert [bus_id(index) for index in range(2)] == ["0000:01:00.0", None]
 
 
 def test_device_memory_is_by_the_runtimes_own_counters(machine: Path) -> None:

@@ -241,6 +241,20 @@ def test_torch_refuses_what_it_cannot_run():
     assert torch.get_num_threads() == before
 
 
+def test_a_network_that_does_not_take_the_size_is_one_line_and_leaves_nothing_changed() -> None:
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    with (
+        pytest.raises(ExportError) as error,
+        TorchRunner(torch.nn.Linear(4, 2), threads=before[0] + 1, input_shape=(1, 3)),
+    ):
+        pass
+    assert str(error.value) == (
+        "torch: the model failed on input: float32[1, 3] (RuntimeError: mat1 and mat2 shapes cannot be multiplied (1x3 "
+        "and 4x2)); give the size that it takes with --input"
+    )
+    assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == before
+
+
 def test_a_gpu_needs_other_packages_and_the_reason_says_which() -> None:
     assert unavailable("openvino", "cuda:0") == "openvino does not run on cuda:0; profile on the cpu"
     assert unavailable("onnxruntime", "cuda:0") == (

@@ -23,11 +23,18 @@ def two_processors(monkeypatch):
 class Library:
     """NVML that tells what it was made with and refuses the rest."""
 
-    def __init__(self, **values):
-        self.values, self.asked = values, []
+    def __init__(self, gpus=1, **values):
+        self.gpus, self.values, self.asked = gpus, values, []
 
     def nvmlInit(self):  # noqa: N802
         pass
+
+    def nvmlDeviceGetCount(self):  # noqa: N802
+        return self.gpus
+
+    def nvmlDeviceGetHandleByPciBusId(self, place):  # noqa: N802
+        self.asked.append(place)
+        return place
 
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
         self.asked.append(index)
@@ -150,6 +157,30 @@ def test_gpu(tmp_path):
     assert state.throttle == ("HwThermalSlowdown", "SwPowerCap")
     assert isinstance(open_gpu("cuda:0", library, {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}), Gpu)
     assert library.asked[-1] == "GPU-8932f937"
+
+
+def test_cuda_and_nvml_count_gpus_in_different_orders():
+    """The fastest is cuda:0, wherever it is plugged in; its PCI place, which the driver tells, is the same for both."""
+    library = Library(gpus=2)
+    assert isinstance(open_gpu("cuda:0", library, {}, bus_id="0000:02:00.0"), Gpu)
+    assert library.asked == ["0000:02:00.0"]
+    assert open_gpu("cuda:0", library, {}) == (
+        "NVML does not know which of 2 GPUs is cuda:0; set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+    )
+    assert isinstance(open_gpu("cuda:1", library, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}), Gpu)
+    assert isinstance(open_gpu("cuda:0", Library(), {}), Gpu), "one GPU has one place"
+    assert library.asked[1:] == [1]
+
+
+@pytest.mark.parametrize(
+    ("shown", "device"), [("", "cuda:0"), ("-1", "cuda:0"), ("3,-1,5", "cuda:1"), ("3,,5", "cuda:1"), ("3", "cuda:1")]
+)
+def test_gpus_that_are_hidden_are_not_asked(shown, device):
+    library = Library()
+    assert (
+        open_gpu(device, library, {"CUDA_VISIBLE_DEVICES": shown}) == f"CUDA_VISIBLE_DEVICES={shown!r} hides {device}"
+    )
+    assert library.asked == []
 
 
 def test_why_a_gpu_is_not_asked(tmp_path):

@@ -95,10 +95,11 @@ def look_deeper(
     Rows get `states` (kind -> block -> state of the machine), `energy_j`, `energy`, `batches`, `layers` and `soak`.
     """
     from profiles.power import meter
+    from profiles.runner import bus_id_of
 
-    device = next(iter(candidates.values())).runner.device
+    first = next(iter(candidates.values())).runner
     untold = dict(next(iter(next(iter(results.values())).values())).untold)
-    sensor = meter(device) if depth.energy else "--no-energy was given"
+    sensor = meter(first.device, bus_id=bus_id_of(first)) if depth.energy else "--no-energy was given"
     if isinstance(sensor, str):
         untold["energy_j"] = sensor
     for row in rows:

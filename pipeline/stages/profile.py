@@ -100,9 +100,10 @@ def energy(runner: Any, feeds: Any, recipe: Recipe) -> dict[str, Any]:
     from profiles.errors import ProfileError
     from profiles.latency import query_of
     from profiles.power import measure_energy, meter
+    from profiles.runner import bus_id_of
 
     nothing: dict[str, Any] = {"energy_j": None, "energy": None}
-    sensor = meter(recipe.profile.device)
+    sensor = meter(recipe.profile.device, bus_id=bus_id_of(runner))
     if isinstance(sensor, str):
         return nothing | {"missing": {"energy_j": sensor}}
     batch = len(next(iter(feeds.values())))
