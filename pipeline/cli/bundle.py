@@ -30,8 +30,8 @@ SETTINGS |= {"blocks": "blocks"}
 def bundle(
     run: Path, out: Path | None, key: Path | None, without_teacher: bool, samples: int | None, as_json: bool
 ) -> None:
-    """Pack RUN, the folder of a run, into one file for a device: its ONNX files and the teacher's, preprocessing, class
-    names, gate rules, report, and the test and validation images with what the teacher answered to them.
+    """Pack RUN, the folder of a run, into one file for a device: its ONNX files, OpenVINO's own and the teacher's,
+    preprocessing, class names, gate rules, report, and the test and validation images with what the teacher answered.
 
     The images lie in the file as they are: pass it on only where they may go. The same run gives the same bytes.
     """
