@@ -131,7 +131,7 @@ def flags_of(edition: Edition, requested: str, options: BuildOptions, *, where: 
         for name in ("version_compatible", "hardware_compatibility", "timing_cache"):
             if getattr(options, name):
                 raise ExportError(
-                    f"{where}: {edition} does nothing for {name}; name the compute_capabilities to build for instead"
+                    f"{where}: {edition} does nothing for {name}; name the compute capabilities (--cc) instead"
                 )
     level = options.hardware_compatibility
     known = members(getattr(edition.module, "HardwareCompatibilityLevel", None))
@@ -156,6 +156,6 @@ def capabilities_of(edition: Edition, options: BuildOptions, *, where: str) -> t
             raise ExportError(f"{where}: compute_capabilities: got {name!r}; {edition} builds for {', '.join(known)}")
     if not given and not device_count():
         raise ExportError(
-            f"{where}: no NVIDIA GPU is seen here; name the compute_capabilities to build for, from {', '.join(known)}"
+            f"{where}: no NVIDIA GPU is seen here; name the compute capabilities (--cc), from {', '.join(known)}"
         )
     return given or ("CURRENT",)

@@ -200,7 +200,7 @@ COMMANDS = (
     "--help",
     *("run --help", "plan --help", "list --help", "init --help", "inspect --help", "predict --help"),
     *("profile --help", "compare --help", "gate --help", "report --help", "doctor --help", "sweep --help"),
-    *("bundle --help", "verify --help", "store --help", "store prune --help"),
+    *("build --help", "bundle --help", "verify --help", "store --help", "store prune --help"),
     *("list", "list recipes", "list recipes --schema", "plan digits"),
 )
 

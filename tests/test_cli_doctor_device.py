@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from cli_runner import cli
 
 from exporters import RUNTIMES
 from exporters.tensorrt_api import probe
 from exporters.tensorrt_forecast import FORMS, forecast, typing_of
+from pipeline.cli.main import COMMANDS
 from profiles.errors import ProfileError
 from profiles.machine import machine
 from profiles.targets import devices
@@ -25,6 +28,7 @@ def test_an_orin_nano_release_by_release() -> None:
         "fp16": ("fp16", 17),
         "fp32": ("fp32", 17),
     }
+    assert old["precisions"]["fp16"]["why"] == "the build converts it from opset 18"
     assert (new["version"], new["precisions"]["int8"]["form"], new["precisions"]["int8"]["opset"]) == (
         "10.3.0",
         "gpu",
@@ -62,6 +66,7 @@ def test_an_unknown_device_gets_the_nearest_name() -> None:
 def test_every_target_is_answered(name: str) -> None:
     target, found = devices()[name], cli("doctor", "--device", name, "--json").json
     assert set(target.record) <= machine().keys() and target.hints and set(target.runtimes) <= set(RUNTIMES)
+    assert {word for hint in target.hints for word in re.findall(r"edgestill ([a-z]+)", hint)} <= set(COMMANDS)
     assert bool(found["releases"]) == target.device.startswith("cuda")
     for release in found["releases"]:
         assert set(release["precisions"]) == set(target.precisions)

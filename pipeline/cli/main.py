@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("pipeline.cli.inspect:inspect", "Parameters, MACs, size and precision of a model or file."),
     "predict": ("pipeline.cli.predict:predict", "Labels and probabilities for a folder of images, without torch."),
     "quantize": ("pipeline.cli.quantize:quantize", "Any ONNX file to fp16 and int8, and a bundle that judges it."),
+    "build": ("pipeline.cli.build:build", "An ONNX file to a TensorRT engine, here or ahead of time."),
     "profile": ("pipeline.cli.profile:profile", "Latency, throughput and memory on this machine, side by side."),
     "compare": ("pipeline.cli.compare:compare", "One table and one Pareto picture over runs."),
     "sweep": ("pipeline.cli.sweep:sweep", "A recipe over a grid of settings and seeds: many runs, one table."),
