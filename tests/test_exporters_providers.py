@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cuda_fakes import FakeDriver
 from exporter_nets import feeds, file
 
 import exporters
@@ -83,7 +84,7 @@ class FakeSession:
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, tmp_path):
     """A machine that seems to have a GPU, onnxruntime-gpu and TensorRT."""
     import onnxruntime
 
@@ -91,6 +92,9 @@ def gpu(monkeypatch):
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(exporters, "installed_versions", lambda *names: dict.fromkeys(names, "1.0"))
     monkeypatch.setattr("exporters.cuda_driver.device_count", lambda: 1)
+    driver = FakeDriver()
+    monkeypatch.setattr("exporters.cuda_driver.load_driver", lambda: driver)
+    monkeypatch.setenv("EDGESTILL_CACHE", str(tmp_path))
     monkeypatch.setattr("exporters.cuda_driver.capability", lambda index: "8.9")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
 
@@ -113,8 +117,32 @@ def test_tensorrt_may_lower_the_precision_only_as_far_as_the_file_does(gpu, form
     with OnnxRuntimeTensorRtRunner(file(form), threads=1, device="cuda:1") as runner:
         assert runner.versions["provider"] == TENSORRT
     name, options = gpu.asked[0][0]
-    assert name == TENSORRT and options == {"device_id": "1", "trt_fp16_enable": fp16, "trt_int8_enable": int8}
+    asked = {"device_id": "1", "trt_fp16_enable": fp16, "trt_int8_enable": int8}
+    assert name == TENSORRT and {key: options[key] for key in asked} == asked
     assert [entry[0] for entry in gpu.asked[0]] == [TENSORRT, CUDA]
+
+
+def test_tensorrts_engines_are_kept_for_what_they_were_built_of(gpu, monkeypatch, tmp_path):
+    gpu.ran = TENSORRT
+
+    def folder(form="fp32", name="Fake GPU"):
+        driver = FakeDriver(name=name)
+        monkeypatch.setattr("exporters.cuda_driver.load_driver", lambda: driver)
+        gpu.asked.clear()
+        shapes = (2, 3, 16, 16) if form == "dynamic" else None
+        with OnnxRuntimeTensorRtRunner(file(form), threads=1, shapes=shapes):
+            (options,) = {tuple(sorted(asked[0][1].items())) for asked in gpu.asked}
+            assert len(gpu.asked) >= 2, "each session looks in the same folder"
+        found = dict(options)
+        assert found["trt_engine_cache_enable"] == found["trt_timing_cache_enable"] == "True"
+        folders = [Path(found[f"trt_{kind}_cache_path"]) for kind in ("engine", "timing")]
+        assert all(folder.is_dir() and folder.parent == tmp_path / "engines" for folder in folders)
+        return folders
+
+    first = folder()
+    assert folder() == first
+    assert folder("dynamic")[0] != first[0] and folder("dynamic")[1] == first[1]
+    assert not {*folder(name="Other GPU")} & {*first}
 
 
 def test_a_session_that_lists_only_the_cpu_is_an_error(gpu):
