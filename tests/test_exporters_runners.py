@@ -248,10 +248,9 @@ def test_a_network_that_does_not_take_the_size_is_one_line_and_leaves_nothing_ch
         TorchRunner(torch.nn.Linear(4, 2), threads=before[0] + 1, input_shape=(1, 3)),
     ):
         pass
-    assert str(error.value) == (
-        "torch: the model failed on input: float32[1, 3] (RuntimeError: mat1 and mat2 shapes cannot be multiplied (1x3 "
-        "and 4x2)); give the size that it takes with --input"
-    )
+    message = str(error.value)  # with torch's own words in its middle, which are not the same everywhere
+    assert message.startswith("torch: the model failed on input: float32[1, 3] (RuntimeError: ")
+    assert message.endswith("cannot be multiplied (1x3 and 4x2)); give the size that it takes with --input")
     assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == before
 
 
