@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,17 @@ PUBLISHED = ("report.json", "report.md", "report.html")
 RELEASE = "release"
 
 
-def stages(recipe: Recipe, *, command: str = "") -> tuple[Stage, ...]:
-    """Every stage of the recipe, each after what it needs. Cheap: nothing is opened or imported for it."""
+def stages(recipe: Recipe, *, command: str = "", readers: Mapping[str, int] | None = None) -> tuple[Stage, ...]:
+    """Every stage of the recipe, each after what it needs. Cheap: nothing is opened or imported for it.
+
+    `readers`: name of a teacher's table -> trainings that will read it, where a sweep knows of more than this recipe's.
+    """
     int8 = (quantize.stage(recipe),) if recipe.quantize else ()
     climb = {"ladder": ladder.stage, "qat": qat.stage}
     found = (
         data.stage(recipe),
         *teacher.stages(recipe),
-        *distill.stages(recipe),
+        *distill.stages(recipe, readers),
         export.stage(recipe),
         *int8,
         *(climb[name](recipe) for name in climbed(recipe)),

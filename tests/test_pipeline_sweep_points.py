@@ -14,6 +14,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe_file import load_recipe, read_toml, shipped
 from pipeline.sweeps.grid import given_grid, labels, leaves, read_value, short_keys, split_values, toml_text
 from pipeline.sweeps.points import Plan, plan
+from pipeline.sweeps.run import counted, job_of, stage_keys
 
 KD = '[{loss="kd",weight=0.9,temperature=4.0},{loss="cross_entropy",weight=0.1}]'
 ALONE = '[{loss="cross_entropy",weight=1.0}]'
@@ -269,3 +270,21 @@ def test_the_sweep_of_every_shipped_recipe_holds_valid_points(name: str, smoke: 
 
 def test_an_empty_text_is_a_value() -> None:
     assert given_grid(['student.weights="",a.pt']) == {"student.weights": ['""', "a.pt"]}
+
+
+@pytest.mark.parametrize(
+    ("grid", "readers"),
+    [
+        ("distill.losses.0.temperature=2,4,8", [{"table": 6}] * 3),  # three points of two seeds read one table
+        ("teacher.train.lr=0.1,0.05", [{"table": 2}] * 2),  # a teacher, so a table, each
+        ("distill.epochs=8,9", [{"table": 2}] * 2),  # replay tables of other epochs
+        ("profile.batch=1,8", [{"table": 2}] * 2),  # the same students
+        ("distill.teacher_outputs=live", [{}]),
+    ],
+)
+def test_readers_of_a_table_are_counted_over_the_points_that_share_it(grid: str, readers: list[Any]) -> None:
+    found = plan("digits", grid=[grid], repeats=2, overrides=["distill.augment={seed=1,cutout=2}"])
+    plain = [job_of(point, found, ["digits"]) for point in found.points]
+    jobs = counted(plain)
+    assert [job.readers for job in jobs] == readers
+    assert [stage_keys(job.stages) for job in jobs] == [stage_keys(job.stages) for job in plain], "no stage goes stale"

@@ -12,7 +12,8 @@ from pipeline.chain import stages
 from pipeline.errors import RecipeError, UserError
 from pipeline.recipe import Recipe
 from pipeline.stages import table
-from pipeline.stages.lesson import lessons
+from pipeline.stages.data import prepared
+from pipeline.stages.lesson import check_disk, lessons
 from pipeline.store import Store
 from tests.table_parts import REPLAY, filled, key
 
@@ -21,7 +22,7 @@ RKD = {"loss": "rkd", "weight": 1.0, "student": "layer3", "teacher": "layer3"}
 HINT = {"loss": "hint", "weight": 1.0, "student": "layer2", "teacher": "layer2"}
 
 
-def recipe(seed=0, **distill):
+def recipe(seed=0, train=None, **distill):
     """A teacher of a few thousand weights on 8x8 digits."""
     settings = {"epochs": 3, "batch_size": 256, "teacher_outputs": "table", "control": False, "losses": [KD], **distill}
     settings.setdefault("augment", {"seed": 5, "pad_crop": 1, "flip": True})
@@ -30,7 +31,7 @@ def recipe(seed=0, **distill):
             "name": "tiny",
             "seed": seed,
             "data": {"name": "digits"},
-            "teacher": {"model": "cifar-resnet20?width=0.5", "train": {"epochs": 1}, "check": "warn"},
+            "teacher": {"model": "cifar-resnet20?width=0.5", "train": train or {"epochs": 1}, "check": "warn"},
             "student": {"model": "cifar-resnet20?width=0.25"},
             "distill": settings,
         }
@@ -80,6 +81,22 @@ def test_what_the_answers_depend_on_builds_another_table(run):
     assert rebuilt(run, recipe(precision="bf16"))
     for augment in ({"seed": 6, "pad_crop": 1, "flip": True}, {"seed": 5, "pad_crop": 1}, {"seed": 5, "mixup": 1.0}):
         assert rebuilt(run, recipe(augment=augment)), augment
+
+
+def test_another_teacher_has_another_table_and_that_of_the_first_is_refused(run, tmp_path):
+    first = run(recipe(), only="table")["table"]
+    taught = {"epochs": 1, "lr": 0.02}
+    assert rebuilt(run, recipe(train=taught)), "the same network, trained otherwise"
+    with pytest.raises(UserError) as error:
+        run(recipe(train=taught, table=str(first)), only="table")
+    there, here = (
+        json.loads((folder / "header.json").read_text())["key"]["teacher"][:12]
+        for folder in (first, run(recipe(train=taught), only="table")["table"])
+    )
+    assert str(error.value) == (
+        f"table: {first} is another table: teacher (sha256 of its weights): {there}\u2026 there, {here}\u2026 here; "
+        "give the table of this teacher, data and augmentation, or leave table empty to build one"
+    )
 
 
 def test_neither_epochs_nor_the_seed_of_the_views_change_a_finite_table(run):
@@ -137,6 +154,27 @@ def test_a_disk_too_small_is_said_before_anything_is_computed(run, monkeypatch):
     assert "needs 67.1 MB for 1 x 969 x 10 values, 1.0 MB are free; free some, set" in text
 
 
+def test_a_disk_too_small_is_said_before_the_teacher_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, 80 * 10**6))
+    fresh, wanted = Run(tmp_path), recipe(augment={"seed": 50, "cutout": 2}, epochs=1000)
+    with pytest.raises(UserError) as error:
+        fresh(wanted)
+    assert str(error.value) == (
+        f"table: {tmp_path / 'tiny'} needs at least 86.9 MB for the teacher's answers to 969 images, 80.0 MB are free; "
+        "free some, set teacher_outputs = 'live', or train fewer epochs"
+    )
+    assert [path.name.partition("-")[0] for path in (tmp_path / "tiny").iterdir() if path.is_dir()] == ["data"]
+    held = tmp_path / "tiny" / "table-0123456789ab"
+    held.mkdir()
+    (held / "shard-00000.f16").write_bytes(b"0" * 10**7)  # of a table that is there, or in the making
+    data = prepared(wanted, next((tmp_path / "tiny").glob("data-*")))
+    check_disk(wanted, data, held)
+    for change in ({"teacher_outputs": "auto"}, {"teacher_outputs": "live"}, {"epochs": 10}):
+        check_disk(
+            recipe(augment={"seed": 50, "cutout": 2}, **{"epochs": 1000, **change}), data, tmp_path / "tiny" / "x"
+        )
+
+
 def test_auto_decides_from_what_was_measured_and_stands_by_it(run, monkeypatch):
     from pipeline.teacher_table import costs
 
@@ -147,6 +185,28 @@ def test_auto_decides_from_what_was_measured_and_stands_by_it(run, monkeypatch):
     assert "table: live: the teacher takes 0% of a step, less than a table would save" in run.said
     assert json.loads((folders["table"] / "form.json").read_text()) == {"form": "live"}
     assert not any("read from" in line for line in run.said)
+
+
+def test_readers_that_a_sweep_knows_of_are_weighed(run, monkeypatch):
+    from pipeline.teacher_table import build, costs
+
+    monkeypatch.setattr(costs, "measure", lambda *a, **k: costs.Costs(teacher_s=1.0, student_s=1.0, width=10))
+    free = 5 * 3 * 969 * 10 * 2  # one reader may take a tenth of it, several nearly all
+    monkeypatch.setattr(table.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, free))
+    monkeypatch.setattr(build, "check_space", lambda *args: None)
+    made = {}
+    for seed, readers in ((91, None), (92, {"table": 4})):
+        wanted = recipe(augment={"seed": seed, "cutout": 2}, teacher_outputs="auto")
+        run.said.clear()
+        store = Store(run.out, wanted.name)
+        store.run(stages(wanted, readers=readers), run.said.append, only=["table"])
+        made[seed] = next(line for line in run.said if "the teacher takes" in line or "would take" in line)
+    size, space = "58.1 kB", "290.7 kB"
+    assert made == {
+        91: f"table: live: a replay table of 3 epochs, {size} would take more than 10% of {space} free",
+        92: f"table: replay table of 3 epochs, {size}: the teacher takes 50% of a step; filling it costs 25% of a live "
+        "teacher's work in 4 runs",
+    }
 
 
 def test_costs_are_measured_on_the_real_networks(run):

@@ -4,7 +4,8 @@ one."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import write_json
@@ -48,13 +49,14 @@ NOT_LEARNT_FROM = {"control", "repeats", "teacher_outputs", "table"}
 ONLY_TAUGHT = {"losses", "mode", "peers", "exits", "end_on_plateau"}  # a control depends on none of these
 
 
-def stages(recipe: Recipe) -> tuple[Stage, ...]:
+def stages(recipe: Recipe, readers: Mapping[str, int] | None = None) -> tuple[Stage, ...]:
     """Tables, generations, the student and, unless switched off, its control, for every seed asked for; the first
-    student is shipped."""
+    student is shipped. `readers`: table -> trainings known to read it."""
     runs: list[Stage] = []
     for lesson in lessons(recipe):
         if lesson.taught and lesson.distill.teacher_outputs != "live":
-            runs.append(table.stage(recipe, lesson))
+            known = (readers or {}).get(table.stage_name(lesson), 1)
+            runs.append(table.stage(recipe, replace(lesson, readers=known)))
         if lesson.name != NAME:
             runs.append(stage(recipe, lesson, lesson.name, 0))
     for repeat in range(recipe.distill.repeats):

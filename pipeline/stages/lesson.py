@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic import format_bytes
+from pipeline.errors import UserError
 from pipeline.recipe import Distill, LossTerm, Recipe, Student
 from pipeline.recipe_modes import FROM_TEACHER, merged
 from pipeline.stages.data import Prepared
 from pipeline.stages.network import network
 from pipeline.tasks import task_of
+from pipeline.teacher_table.decide import view_count
+from pipeline.teacher_table.storage import ITEM_BYTES
 
 if TYPE_CHECKING:
     from pipeline.distillers.learner import Learner
@@ -29,7 +34,7 @@ STUDENT_WEIGHTS = "student.safetensors"
 class Lesson:
     """One network being taught: `name` is its stage, `teachers` the stages of those who teach it, the first of them
     with the network `teacher_model`, `weights` their shares in the mean of logits. `download`: published weights may be
-    fetched. `task`: the recipe's."""
+    fetched. `task`: the recipe's. `readers`: trainings that a sweep knows will read its table."""
 
     name: str
     student: Student
@@ -39,6 +44,7 @@ class Lesson:
     teacher_model: str
     task: str
     download: bool = False
+    readers: int = 1
 
     @property
     def key(self) -> str:
@@ -202,6 +208,28 @@ def rehearse(recipe: Recipe, data: Prepared) -> None:
         model = Student(model=lesson.teacher_model, weights="")
         teacher = Network(module=network(model, data, seed=recipe.seed), mean=data.mean, std=data.std)
         learner_of(lesson, student, data, teacher=teacher, seed=recipe.seed)
+
+
+def check_disk(recipe: Recipe, data: Prepared, folder: Path) -> None:
+    """Refuse a disk that cannot hold the tables asked for, before their teachers are trained; `folder` lies in the
+    store. A lower bound: the logits alone, less what tables of the store hold already. Raises `UserError`."""
+    from pipeline.manifest import bytes_in
+    from pipeline.teacher_table.build import needed_bytes
+
+    samples, classes = len(data.distillation_train), data.answer_shape[0]
+    total = 0
+    for lesson in lessons(recipe):
+        settings = lesson.distill
+        if lesson.taught and settings.teacher_outputs == "table" and not settings.table:
+            slices = min(view_count(settings.augment) or settings.epochs, settings.epochs)
+            total += slices * samples * classes * ITEM_BYTES
+    held = sum(bytes_in(path) for path in folder.parent.glob("table*"))
+    free = shutil.disk_usage(folder).free
+    if total > held and free < (needed := needed_bytes(total - held)):
+        raise UserError(
+            f"table: {folder.parent} needs at least {format_bytes(needed)} for the teacher's answers to {samples:,} "
+            f"images, {format_bytes(free)} are free; free some, set teacher_outputs = 'live', or train fewer epochs"
+        )
 
 
 def checkpoint(inputs: Mapping[str, Path], stage: str) -> Path:

@@ -283,7 +283,7 @@ def _decided(
         teacher_s=costs.teacher_s,
         student_s=costs.student_s,
         free_bytes=shutil.disk_usage(context.folder).free,
-        readers=settings.repeats if lesson.name == STUDENT else 1,
+        readers=max(lesson.readers, settings.repeats if lesson.name == STUDENT else 1),
     )
     _write(context, decision)
     return decision

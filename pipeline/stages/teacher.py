@@ -12,7 +12,7 @@ from pipeline.recipe import Recipe, Teacher
 from pipeline.stage import Context, Stage
 from pipeline.stages.data import NAME as DATA
 from pipeline.stages.data import prepared
-from pipeline.stages.lesson import TEACHER, TEACHER_WEIGHTS, alone, further, rehearse, seed_for, stated
+from pipeline.stages.lesson import TEACHER, TEACHER_WEIGHTS, alone, check_disk, further, rehearse, seed_for, stated
 from pipeline.stages.network import network, save_network
 from pipeline.tasks import task_of
 
@@ -68,6 +68,7 @@ def run(recipe: Recipe, part: Teacher, seed: int, context: Context) -> None:
     data = prepared(recipe, context.inputs[DATA])
     where = NAME if context.stage.name == NAME else f"{NAME}.others.{int(context.stage.name.removeprefix(NAME)) - 2}"
     rehearse(recipe, data)  # a student or lesson that cannot be is refused before the teacher's hours
+    check_disk(recipe, data, context.folder)
     head = "skip" if part.finetune else "strict"
     module = network(part, data, seed=seed, where=f"{where}.weights", head=head, download=recipe.data.download)
     mean, std = part.mean or data.mean, part.std or data.std

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,11 @@ def train_all(jobs: Sequence[Job], store: Store, say: Callable[[str], None]) -> 
                         num_cpus=cpus, num_gpus=0 if unit.stage.name == DATA else gpus, max_retries=_RETRIES
                     )
                     links = [str(folder_of(store, finished[key]).resolve()) for key in unit.all_needs.values()]
-                    running[task.remote(unit.job.point.recipe, unit.stage.name, str(unit.scratch), links, cwd())] = unit
+                    job = unit.job
+                    reference = task.remote(
+                        job.point.recipe, job.readers, unit.stage.name, str(unit.scratch), links, cwd()
+                    )
+                    running[reference] = unit
                 if not running:
                     if not any(set(unit.needs.values()) <= finished.keys() for unit in waiting.values()):
                         break  # what is left waits for a stage that failed
@@ -151,7 +155,9 @@ def adopt(unit: Unit, outcome: tuple[str, str], finished: dict[str, dict[str, An
     return record
 
 
-def train_one(recipe: Recipe, name: str, scratch: str, links: list[str], directory: str) -> tuple[str, str]:
+def train_one(
+    recipe: Recipe, readers: Mapping[str, int], name: str, scratch: str, links: list[str], directory: str
+) -> tuple[str, str]:
     """On a worker: build one stage in a store of its own; ("done", folder) or ("failed", reason)."""
     from pipeline import chain
     from pipeline.sweeps.run import reason_of
@@ -171,7 +177,7 @@ def train_one(recipe: Recipe, name: str, scratch: str, links: list[str], directo
             print(line, file=log, flush=True)
 
         try:
-            folders = store.run(chain.stages(recipe), say, only=[name], say_unused=False)
+            folders = store.run(chain.stages(recipe, readers=readers), say, only=[name], say_unused=False)
         except Exception as error:
             return "failed", reason_of(error)
     return "done", str(folders[name])

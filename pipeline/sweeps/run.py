@@ -11,7 +11,7 @@ import datetime
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 from pipeline.stages import gate
+from pipeline.stages.lesson import GENERATION, STUDENT
+from pipeline.stages.table import NAME as TEACHER_TABLE
 from pipeline.store import Store
 from pipeline.sweeps.grid import Grid
 from pipeline.sweeps.points import Plan, Point, plan
@@ -38,6 +40,7 @@ class Job:
     point: Point
     command: str
     stages: tuple[Stage, ...]
+    readers: Mapping[str, int] = field(default_factory=dict)  # its tables -> trainings of all points that read them
 
 
 def sweep(
@@ -60,7 +63,7 @@ def sweep(
     """
     found = plan(recipe, grid=grid, overrides=overrides, smoke=smoke, repeats=repeats, only=only)
     words = [str(recipe.name if isinstance(recipe, Recipe) else recipe), *(["--smoke"] if smoke else [])]
-    jobs = [job_of(point, found, words) for point in found.points]
+    jobs = counted([job_of(point, found, words) for point in found.points])
     store, say = Store(out, found.name), say or chain.to_stderr
     folder = store.folder / FOLDER
     table = Table(folder=folder, jobs=jobs, grid=found.grid, name=found.name, engine=engine)
@@ -112,6 +115,24 @@ def job_of(point: Point, found: Plan, words: Sequence[str]) -> Job:
     changes = [part for change in (*found.fixed, *point.changes) for part in ("--set", change)]
     command = shlex.join(["edgestill", "run", *words, *changes])
     return Job(point=point, command=command, stages=chain.stages(point.recipe, command=command))
+
+
+def counted(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with the number of trainings, over all points, that read each of their tables: one that several points
+    share is worth more than one of a point alone. What is counted is the same for all who share it."""
+    readers: dict[str, set[str]] = {}  # key of a table -> keys of the trainings
+    keys = [stage_keys(job.stages) for job in jobs]
+    for job, of_job in zip(jobs, keys, strict=True):
+        for stage in job.stages:
+            for name in stage.needs if stage.name.startswith((STUDENT, GENERATION)) else ():
+                if name.partition("-")[0] == TEACHER_TABLE:
+                    readers.setdefault(of_job[name], set()).add(of_job[stage.name])
+    made = []
+    for job, of_job in zip(jobs, keys, strict=True):
+        known = {name: len(readers[key]) for name, key in of_job.items() if key in readers}
+        stages = chain.stages(job.point.recipe, command=job.command, readers=known) if known else job.stages
+        made.append(replace(job, stages=stages, readers=known))
+    return made
 
 
 def sweep_command(
