@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_parts import CLASSES, SAMPLES, SIZE, assert_resumes, batch, config, network, run, term
+from training_parts import CLASSES, SAMPLES, SIZE, assert_resumes, batch, config, mixed_batch, network, run, term
 
 from pipeline.distillers.exits import Exit, Exits
 from pipeline.distillers.teacher import Network
@@ -45,6 +45,22 @@ def test_it_is_the_papers_loss() -> None:
         torch.testing.assert_close(values[f"{path}/kd"], kd.detach())
     torch.testing.assert_close(weighted["hint"], 0.03 * F.mse_loss(first, second.detach()))
     assert len(weighted) == 6
+
+
+def test_mixed_images_teach_every_exit_by_their_mixed_labels(tmp_path: Path) -> None:
+    learner = exits()
+    images, tensors = mixed_batch()
+    weighted, _ = learner(images, tensors, epoch=0, taught=True)
+    body: nn.Sequential = learner.student  # pyright: ignore
+    inputs = (images.float() / 255 - 0.5) / 0.25
+    deepest, target = body(inputs).log_softmax(1), tensors["target"]
+    torch.testing.assert_close(weighted["cross_entropy"], -(target * deepest).sum(1).mean())
+    own = learner.exits[0](body[0](inputs)).log_softmax(1)
+    torch.testing.assert_close(weighted["0/cross_entropy"], 0.7 * -(target * own).sum(1).mean())
+    settings = config(augment={"seed": 3, "mixup": 1.0, "cutmix": 1.0})
+    state, result = run(tmp_path, exits, settings)
+    assert {"cross_entropy", "hint", "0/cross_entropy", "0/kd", "2/kd"} <= set(result.curve[-1]["terms"])
+    assert all(bool(value.isfinite().all()) for value in state.values())
 
 
 def test_the_deepest_output_is_not_drawn_to_its_exits() -> None:

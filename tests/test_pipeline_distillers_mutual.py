@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from training_parts import CLASSES, EPOCHS, SAMPLES, SIZE, assert_resumes, batch, config, network, run, term
+from training_parts import (
+    CLASSES,
+    EPOCHS,
+    SAMPLES,
+    SIZE,
+    assert_resumes,
+    batch,
+    config,
+    mixed_batch,
+    network,
+    run,
+    term,
+)
 
 from pipeline.distillers.mutual import Mutual
 from pipeline.distillers.teacher import Network
@@ -42,6 +54,20 @@ def test_it_is_the_papers_loss(count: int) -> None:
         torch.testing.assert_close(weighted[f"{prefix}cross_entropy"], labels)
         torch.testing.assert_close(weighted[f"{prefix}kd"], torch.stack(divergences).sum() / (count - 1))
     assert weighted.keys() == values.keys() and not any(value.requires_grad for value in values.values())
+
+
+def test_mixed_images_teach_by_their_mixed_labels_and_by_one_another(tmp_path: Path) -> None:
+    learner = mutual(2)
+    images, tensors = mixed_batch()
+    weighted, _ = learner(images, tensors, epoch=0, taught=True)
+    own, other = (logits(module, images).log_softmax(1) for module in learner.networks)
+    torch.testing.assert_close(weighted["cross_entropy"], -(tensors["target"] * own).sum(1).mean())
+    torch.testing.assert_close(weighted["peer1/cross_entropy"], -(tensors["target"] * other).sum(1).mean())
+    torch.testing.assert_close(weighted["kd"], (other.exp() * (other - own)).sum(1).mean())
+    settings = config(augment={"seed": 3, "mixup": 1.0, "cutmix": 1.0})
+    state, result = run(tmp_path, lambda: mutual(2), settings)
+    assert set(result.curve[-1]["terms"]) == {"cross_entropy", "kd", "peer1/cross_entropy", "peer1/kd"}
+    assert all(bool(value.isfinite().all()) for value in state.values())
 
 
 def test_who_teaches_gets_no_gradient() -> None:

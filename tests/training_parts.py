@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.data.feed import view_batches
 from pipeline.data.source import InMemory
 from pipeline.distillers.learner import Learner
 from pipeline.distillers.teacher import Network, TeacherOutputs
-from pipeline.recipe import LossTerm, Training
+from pipeline.recipe import Augment, LossTerm, Training
 from pipeline.training.state import Checkpointer
 from pipeline.training.train import TrainData, TrainResult, train
 
@@ -59,6 +60,20 @@ def batch(size: int = 8, seed: int = 0) -> tuple[torch.Tensor, dict[str, torch.T
         "target": torch.randint(0, CLASSES, (size,), generator=draw),
         "sample_ids": torch.arange(size),
     }
+
+
+def mixed_batch(size: int = 8) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """As `batch`, of mixed images as the loop feeds them: targets are float32 (B, classes), shares that sum to 1."""
+    data = images()
+    spec = Augment.model_validate({"seed": 3, "mixup": 1.0, "cutmix": 1.0})
+    view, target = next(
+        view_batches(
+            data.images, data.train[:size], size, spec=spec, epoch=0, pool=data.train, num_classes=CLASSES,
+            workers=0, device=torch.device("cpu"),
+        )
+    )  # fmt: skip
+    assert target.shape == (size, CLASSES) and bool(((target > 0).sum(1) == 2).any()), "some images have two classes"
+    return view.images, {"target": target, "sample_ids": torch.arange(size)}
 
 
 def config(**changes: Any) -> Training:
