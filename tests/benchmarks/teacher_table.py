@@ -50,7 +50,7 @@ from profiles.flops import count_torch  # noqa: E402
 from profiles.stats import ratio_of_block_medians  # noqa: E402
 
 TEACHER, STUDENT = "cifar-resnet56", "cifar-resnet20"
-BATCH, CLASSES, IMAGES, LR = 128, 10, 50_000, 0.05
+CLASSES, LR = 10, 0.05
 SPEC = Augment.model_validate({"pad_crop": 4, "flip": True})
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 KD = {"loss": "kd", "weight": 0.9, "temperature": 4.0}
@@ -64,10 +64,10 @@ class Ours:
     """One way of training by pipeline.training.train, measured block by block."""
 
     def __init__(
-        self, student: torch.nn.Module, images: InMemory, device: torch.device, precision: str, clock: str
+        self, student: torch.nn.Module, images: InMemory, device: torch.device, precision: str, clock: str, batch: int
     ) -> None:
         self.student, self.images, self.device, self.clock = student, images, device, clock
-        settings = {"epochs": 1, "batch_size": BATCH, "lr": LR, "precision": precision, "augment": SPEC}
+        settings = {"epochs": 1, "batch_size": batch, "lr": LR, "precision": precision, "augment": SPEC}
         self.config = Training.model_validate(settings)
         self.blocks = 0
 
@@ -78,7 +78,8 @@ class Ours:
         stamps: list[float] = []
         learner.register_forward_pre_hook(lambda *_: stamps.append(self._now(len(stamps), steps)))
         self.blocks += 1
-        chosen = np.random.default_rng(self.blocks).choice(IMAGES, BATCH * (SKIP + steps + 1), replace=False)
+        count = self.config.batch_size * (SKIP + steps + 1)
+        chosen = np.random.default_rng(self.blocks).choice(len(self.images.labels), count, replace=False)
         data = TrainData(
             images=self.images, train=np.sort(chosen), validation=np.array([0]), num_classes=CLASSES, workers=0
         )
@@ -94,7 +95,7 @@ class Ours:
 
 
 def noise_table(folder: Path, ids: np.ndarray, precision: str) -> Table:
-    """A table as large as CIFAR-10's, filled without a teacher."""
+    """A table of every view of the images `ids`, filled without a teacher."""
     slices = view_count(SPEC) or 0
     key = Key(
         form="finite",
@@ -152,16 +153,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
-    labels = generator.integers(0, CLASSES, IMAGES)
+    pixels = generator.integers(0, 256, (options.images, 32, 32, 3), dtype=np.uint8)
+    labels = generator.integers(0, CLASSES, options.images)
     if options.data:
         with np.load(options.data) as arrays:
             pixels, labels = arrays["x_train"], arrays["y_train"].astype(np.int64)
-    images, ids = InMemory(pixels, labels), np.arange(IMAGES)
+    images, ids, batch = InMemory(pixels, labels), np.arange(len(labels)), options.batch
     torch.manual_seed(0)
     teacher, student = build(TEACHER, num_classes=CLASSES).eval(), build(STUDENT, num_classes=CLASSES)
     network = Network(module=teacher, mean=MEAN, std=STD)
-    view = View(images=torch.zeros(BATCH, 3, 32, 32, dtype=torch.uint8, device=device), sample_ids=ids[:BATCH], epoch=0)
+    view = View(images=torch.zeros(batch, 3, 32, 32, dtype=torch.uint8, device=device), sample_ids=ids[:batch], epoch=0)
     tasks: dict[str, Callable[[], float]] = {}
     forwards: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -171,12 +172,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             table = noise_table(path, ids, precision)
             live = LiveTeacher(network, dtype=DTYPES[precision], device=device)
             pupil = LiveTeacher(Network(module=student, mean=MEAN, std=STD), dtype=DTYPES[precision], device=device)
-            run = Ours(student, images, device, precision, options.clock)
+            run = Ours(student, images, device, precision, options.clock, batch)
             for kind, answers in (("plain", None), ("table", table), ("live", live)):
                 tasks[f"{kind} {precision}"] = lambda run=run, answers=answers: run.seconds_a_step(
                     options.steps, answers
                 )
-            lookup = View(images=view.images, sample_ids=generator.permutation(ids)[:BATCH], epoch=1)
+            lookup = View(images=view.images, sample_ids=generator.permutation(ids)[:batch], epoch=1)
             forwards[precision] = {
                 "teacher_s": seconds(lambda live=live: live(view), device, options.clock),
                 "student_s": seconds(lambda pupil=pupil: pupil(view), device, options.clock),
@@ -192,18 +193,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     labels,
                     mean=MEAN,
                     std=STD,
-                    batch_size=BATCH,
+                    batch_size=batch,
                     workers=workers,
                     lr=LR,
                     device=device,
                     clock=CLOCKS[options.clock],
                 )
                 rivals[workers] = (rival.seconds_a_step(options.trial_steps, SKIP), rival)
-                print(f"torchdistill, {workers} workers: {BATCH / rivals[workers][0]:.0f} images/s", file=sys.stderr)
+                print(f"torchdistill, {workers} workers: {batch / rivals[workers][0]:.0f} images/s", file=sys.stderr)
             best = min(rivals, key=lambda workers: rivals[workers][0])
             rival = rivals[best][1]
             tasks["torchdistill"] = lambda: rival.seconds_a_step(options.steps, 0)
-        trials = {str(workers): BATCH / found[0] for workers, found in rivals.items()}
+        trials = {str(workers): batch / found[0] for workers, found in rivals.items()}
         rivals.clear()  # ends the workers of the others
         blocks, external = in_rounds(tasks, options.rounds)
     medians = {name: float(np.median(values)) for name, values in blocks.items()}
@@ -213,12 +214,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found["floor_ratio"] = (found["teacher_s"] + 3 * found["student_s"]) / (3 * found["student_s"])
     return {
         "command": "python tests/benchmarks/teacher_table.py " + " ".join(sys.argv[1:]),
-        "pair": {"teacher": TEACHER, "student": STUDENT, "batch": BATCH, "augment": "pad 4, crop 32, mirror"},
+        "pair": {"teacher": TEACHER, "student": STUDENT, "batch": batch, "augment": "pad 4, crop 32, mirror"},
         "data": options.data or "noise of CIFAR-10's shape",
         **three_ratios(blocks, BEST),
         "equal_precision": three_ratios(blocks, EQUAL),
         "floor": {"macs": macs, "ratio_live_to_plain": floor, "rule": "(F_T + 3 F_S) / 3 F_S", "measured": forwards},
-        "images_per_s": {name: BATCH / value for name, value in medians.items()},
+        "images_per_s": {name: batch / value for name, value in medians.items()},
         "torchdistill_workers": {"images_per_s": trials, "best": min(trials, key=lambda w: -trials[w], default=None)},
         "s_per_step": blocks,
         "clock": options.clock,
@@ -274,6 +275,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of torchdistill, to choose from")
     parser.add_argument("--threads", type=int, default=2, help="on a CPU: threads and cores")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--images", type=int, default=50_000, help="of noise; the table has 162 rows for each")
     parser.add_argument("--data", default="", help="an .npz with x_train, y_train")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--without-torchdistill", action="store_true")
