@@ -60,6 +60,7 @@ RUNS: dict[str, tuple[tuple[LossTerm, ...], dict[str, Any]]] = {
         (LABELS, of_map("attention_transfer", 9.0), term("hint", student="head", teacher="flat", until_epoch=1)),
         {"optimizer": "adamw", "lr": 0.01},
     ),
+    "classes apart": ((LABELS, term("dkd", warmup_epochs=2.0), of_map("hierarchical_context", 9.0)), {}),
     "crd": ((LABELS, of_map("crd", negatives=4, dimensions=8)), {}),
     "unlabelled": ((LABELS, term("kd")), {}),
     "mixed": ((LABELS, term("dist")), {"augment": {"seed": 3, "mixup": 1.0, "cutmix": 1.0}}),
