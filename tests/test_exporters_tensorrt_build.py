@@ -14,7 +14,6 @@ from exporter_nets import PREPROCESSING, file
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.artifact import ExportError, IOSpec, Preprocessing, file_sha256, input_specs, read_metadata
-from exporters.onnx_file import load_model, save_model
 from exporters.quantize_onnx import quantize_int8
 from exporters.tensorrt_api import edition_of, tools_of
 from exporters.tensorrt_engine import read_sidecar, sidecar_path
@@ -111,30 +110,45 @@ def build_all(name, shape, folder, classes=10):
         assert permitted(facts["notes"], form)
 
 
+# (channels, side) and classes of the data sets whose recipes do not state them; a folder has as many classes as the
+# papers' folders (Intel's scenes 6), or 10.
+SIZES = {"digits": (1, 8), "fashion-mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32), "arrays": (3, 32)}
+CLASSES = {"cifar100": 100, "scenes": 6}
+# One of each kind of network in the default run, small, and as no recipe has them.
 QUICK = {
-    "attention-sr?channels=8&blocks=1": "super-resolution",
-    "mlperf-resnet8": "classification",
-    "cifar-resnet20?width=0.25": "classification",
-    "torchvision:mobilenet_v2": "classification",
+    "attention-sr?channels=8&blocks=1": (3, 32, 3),
+    "mlperf-resnet8": (3, 32, 10),
+    "cifar-resnet20?width=0.25": (1, 28, 10),
+    "torchvision:mobilenet_v2": (3, 64, 10),
 }
 
 
+def as_trained(recipe):
+    """(student, (channels, side, classes)) of a recipe: what the network takes and gives there."""
+    data, task = recipe["data"], recipe.get("task", "classification")
+    channels, side = SIZES.get(data["name"], (3, 0))
+    side = data.get("image_size") or data.get("patch") or side
+    pictures = {"super-resolution": channels, "edges": 1}
+    classes = pictures.get(task) or CLASSES.get(data["name"]) or CLASSES.get(data.get("root"), 10)
+    return recipe["student"]["model"], (channels, side, classes)
+
+
 def students():
-    """The network of every shipped recipe; all but a few kinds are left to the long run."""
+    """The network of every shipped recipe at the size of its data; all but a few kinds are left to the long run."""
     from pipeline.recipe_file import read_toml, shipped
 
-    recipes = [read_toml(path) for path in shipped().values()]
-    named = QUICK | {recipe["student"]["model"]: recipe.get("task", "classification") for recipe in recipes}
+    named = {as_trained(read_toml(path)) for path in shipped().values()} | {*QUICK.items()}
     return [
-        pytest.param(name, named[name], marks=() if name in QUICK else pytest.mark.slow, id=name)
-        for name in sorted(named)
+        pytest.param(name, sizes, marks=() if QUICK.get(name) == sizes else pytest.mark.slow, id=f"{name}-{sizes}")
+        for name, sizes in sorted(named)
     ]
 
 
-@pytest.mark.parametrize(("name", "task"), students())
-def test_the_student_of_every_recipe_builds_in_every_form(name, task, tmp_path):
-    side = 64 if name.startswith(("torchvision:", "scene-cnn", "smp:")) else 32
-    build_all(name, (1, 3, side, side), tmp_path, classes={"super-resolution": 3, "edges": 1}.get(task, 10))
+@pytest.mark.parametrize(("name", "sizes"), students())
+def test_the_student_of_every_recipe_builds_in_every_form(name, sizes, tmp_path):
+    channels, side, classes = sizes
+    assert side, "its recipe states no size and its data implies none: name it in SIZES"
+    build_all(name, (1, channels, side, side), tmp_path, classes=classes)
 
 
 def test_batches_may_stay_open_between_bounds(tmp_path):
@@ -177,87 +191,21 @@ def test_the_parser_names_the_node_that_it_does_not_take(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def silent_fp32(path):
-    """Weights stored in half and computed with in float: an "fp16" file that no engine computes in fp16."""
-    model = load_model(file("fp16"))
-    for node in list(model.graph.node):
-        if node.op_type not in ("Conv", "Gemm"):
-            continue
-        for place, name in enumerate(node.input):
-            cast = helper.make_node("Cast", [name], [f"{node.name}_{place}"], to=TensorProto.FLOAT)
-            node.input[place] = cast.output[0]
-            model.graph.node.insert(list(model.graph.node).index(node), cast)
-        back = helper.make_node("Cast", [f"{node.name}_out"], [node.output[0]], to=TensorProto.FLOAT16)
-        node.output[0] = back.input[0]
-        model.graph.node.insert(list(model.graph.node).index(node) + 1, back)
-    del model.graph.value_info[:]
-    save_model(model, path)
-    return path
-
-
-def test_a_silent_fp32_engine_is_an_error(tmp_path):
-    path = silent_fp32(tmp_path / "half.onnx")
-    with pytest.raises(ExportError) as error:
-        build_engine(path, tmp_path / "half.engine", edition=edition(), options=ADA)
-    assert str(error.value) == (
-        f"{path}: asked for fp16, got 0 of 7 layers in it (fp32 7); the first that is not is 'node_Conv_82': "
-        f"give {edition()} a graph in fp16"
-    )
-    assert not (tmp_path / "half.engine").exists()
-
-
-def test_a_warning_is_a_failure(tmp_path, monkeypatch):
-    # The parser reads UINT8 with zero point 0 as INT8, which changes the ranges, and only warns.
-    monkeypatch.setattr("exporters.to_tensorrt.check_graph", lambda *a, **k: None)
-    model = load_model(file("portable"))
-    for tensor in model.graph.initializer:
-        if tensor.name == "input_zero_point":
-            tensor.CopyFrom(numpy_helper.from_array(np.uint8(0), tensor.name))
-    del model.graph.value_info[:]
-    path = tmp_path / "unsigned.onnx"
-    onnx.save(model, str(path))
-    with pytest.raises(ExportError, match=r"warned while reading the graph: .*UINT8 zero_point") as error:
-        build_engine(path, tmp_path / "u.engine", edition=edition(), options=ADA)
-    assert str(error.value).startswith(f"{path}: {edition()} warned")
-
-
-def test_fp16_scales_are_the_one_note_that_may_be(tmp_path):
-    model = load_model(file("portable"))
-    path = tmp_path / "leftovers.onnx"
-    onnx.save(halved(model), str(path))
-    artifact = build_engine(path, tmp_path / "l.engine", edition=edition(), options=ADA)
-    facts = read_sidecar(artifact.path).facts
-    assert facts["precision"]["obtained"]["layers"] == {"int8": 7}
-    assert facts["notes"] and all("scales to fp32" in note for note in facts["notes"])
-
-
-def halved(model):
-    """The float tensors of a Q/DQ graph in half, scales included, as GPU targets get them (opset 19 and later)."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    del model.graph.value_info[:]
-    return model
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (BuildOptions(compute_capabilities=("SM90",)), "compute_capabilities: got 'SM90'; {} builds for SM75, SM80"),
         (
             BuildOptions(compute_capabilities=("SM89",), timing_cache=PRECISIONS),  # type: ignore[arg-type]
-            "{} does nothing for timing_cache; name the compute_capabilities to build for instead",
+            "{} does nothing for timing_cache; name the compute capabilities (--cc) instead",
         ),
         (
             BuildOptions(compute_capabilities=("SM89",), hardware_compatibility="ampere_plus"),
-            "{} does nothing for hardware_compatibility; name the compute_capabilities to build for instead",
+            "{} does nothing for hardware_compatibility; name the compute capabilities (--cc) instead",
         ),
         (
             BuildOptions(compute_capabilities=("SM89",), version_compatible=True),
-            "{} does nothing for version_compatible; name the compute_capabilities to build for instead",
+            "{} does nothing for version_compatible; name the compute capabilities (--cc) instead",
         ),
     ],
 )
@@ -272,7 +220,7 @@ def test_without_a_gpu_the_capabilities_must_be_named(tmp_path, monkeypatch):
     with pytest.raises(ExportError) as error:
         TensorRtRtxExporter().export(file("fp32"), tmp_path / "e.engine")
     assert str(error.value).startswith(
-        f"{file('fp32')}: no NVIDIA GPU is seen here; name the compute_capabilities to build for, from SM75, SM80"
+        f"{file('fp32')}: no NVIDIA GPU is seen here; name the compute capabilities (--cc), from SM75, SM80"
     )
 
 
