@@ -21,6 +21,10 @@ from pipeline.recipe import Profile
 QUICK = ("--seconds", "0.05", "--no-memory")
 
 
+def asked(**settings: Any) -> Profile:
+    return Profile.model_validate(settings)
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDriver:
     """A GPU of compute capability 8.7 that is not there, and no runtime for it, whatever is installed here."""
@@ -68,15 +72,15 @@ def test_a_bundle_is_measured_on_the_gpu_where_a_runtime_runs_on_it(tmp_path: Pa
 
 def test_the_cpu_is_measured_where_it_is_asked_for_or_nothing_else_can_be(gpu: FakeDriver, tmp_path: Path) -> None:
     none = "NOT the GPU that is here: no runtime for it; pip install 'edgestill[tensorrt]', or 'edgestill[ort-gpu]' in "
-    device, why = device_here(Profile())
+    device, why = device_here(asked())
     assert (device, why) == ("cpu", f"{none}the place of onnxruntime")
-    assert device_here(Profile(runtimes=("onnxruntime",))) == ("cpu", "where onnxruntime runs")
-    assert device_here(Profile(device="cuda:1")) == ("cuda:1", "as the recipe says")
+    assert device_here(asked(runtimes=("onnxruntime",))) == ("cpu", "where onnxruntime runs")
+    assert device_here(asked(device="cuda:1")) == ("cuda:1", "as the recipe says")
     done = cli("profile", small_bundle(tmp_path / "x.zip"), *QUICK, "--out", tmp_path / "record", "--json")
     assert done.code == 0 and done.err.startswith(f"device: cpu, {none}")
     assert done.json["recipe"]["profile"]["device"] == "cpu"
     gpu.gpus = 0
-    assert device_here(Profile(runtimes=("tensorrt",))) == ("cpu", "no NVIDIA GPU is seen here")
+    assert device_here(asked(runtimes=("tensorrt",))) == ("cpu", "no NVIDIA GPU is seen here")
 
 
 def test_how_a_gpu_gets_a_runtime(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
