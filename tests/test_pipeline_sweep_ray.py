@@ -16,15 +16,20 @@ import pytest
 from pipeline import chain
 from pipeline.errors import UserError
 from pipeline.manifest import read
+from pipeline.stages import profile
 from pipeline.store import Store
 from pipeline.sweeps.on_ray import cluster, share_of, train_all, units_of
 from pipeline.sweeps.points import plan
-from pipeline.sweeps.run import Job, job_of
+from pipeline.sweeps.run import Job, job_of, sweep
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
     *("teacher.model=mlperf-resnet8", "teacher.train.epochs=1", "distill.epochs=1"),
-    *("distill.control=false", "distill.teacher_outputs=live"),
+    *("distill.control=false", "distill.teacher_outputs=table"),
+)
+QUICK = (  # what comes after the training, as short as it can be
+    *("profile.runtimes=onnxruntime", "profile.min_seconds=0.01", "profile.blocks=2"),
+    *("quantize=false", 'export.0.precisions=["fp32"]'),
 )
 
 
@@ -36,12 +41,12 @@ def jobs_of(*values: str) -> list[Job]:
 def test_every_different_stage_before_the_export_is_one_unit(tmp_path: Path) -> None:
     units = units_of(jobs_of("0.1", "0.05", "0.02"), Store(tmp_path, "digits-smoke"))
     names = [unit.stage.name for unit in units.values()]
-    assert sorted(names) == ["data", "distill", "distill", "distill", "teacher", "teacher-check"]
+    assert sorted(names) == ["data", "distill", "distill", "distill", "table", "teacher", "teacher-check"]
     for key, unit in units.items():
         assert set(unit.needs.values()) <= set(list(units)[: list(units).index(key)]), "after what it needs"
-        assert set(unit.all_needs) == {"data": set(), "teacher": {"data"}, "teacher-check": {"data", "teacher"}}.get(
-            unit.stage.name, {"data", "teacher", "teacher-check"}
-        )
+        taught = {"data", "teacher", "teacher-check"}
+        before = {"data": set(), "teacher": {"data"}, "teacher-check": {"data", "teacher"}, "table": taught}
+        assert set(unit.all_needs) == before.get(unit.stage.name, taught | {"table"})
 
 
 class Nodes:
@@ -98,9 +103,10 @@ def test_a_real_cluster_trains_what_the_local_engine_would(two_workers: Any, tmp
     (point, reason) = broken.popitem()[1]
     assert point == "lr=1e30" and reason.startswith("distill: the loss is") and not broken
     folders = {path.name.rpartition("-")[0]: path for path in store.folder.glob("*-*") if not path.is_symlink()}
-    assert sorted(folders) == ["data", "distill", "teacher", "teacher-check"]
+    assert sorted(folders) == ["data", "distill", "table", "teacher", "teacher-check"]
     assert "[ray lr=0.1] teacher: building (never built)" in said
     assert any(line.startswith("[ray lr=0.1] distill: epoch 1/1 ") for line in said)
+    assert "[ray lr=0.1] distill: the teacher's answers are read from a replay table" in said
     left = sorted(path.name for path in (store.folder / "sweep" / "ray").iterdir())
     assert len(left) == 1 and left[0].startswith("distill-"), "only the failed one keeps its scratch"
 
@@ -114,3 +120,29 @@ def test_a_real_cluster_trains_what_the_local_engine_would(two_workers: Any, tmp
     said.clear()
     assert train_all(jobs[:1], store, said.append) == {}
     assert len(said) == 1, "nothing is left to train"
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_on_a_cluster_shares_one_table_of_answers(
+    two_workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"peak_memory_bytes": None, "first_ms": None, "missing": {"peak_memory_bytes": "not asked for"}}
+    monkeypatch.setattr(profile, "cold", lambda *_: nothing)  # fresh processes for figures that are not looked at here
+    said: list[str] = []
+    found = sweep(
+        "digits",
+        grid=["distill.losses.0.temperature=2.0,4.0"],
+        overrides=(*SMALL, *QUICK),
+        smoke=True,
+        out=tmp_path,
+        engine="ray",
+        say=said.append,
+    )
+    assert two_workers.is_initialized() and found["engine"] == "ray"
+    assert [row["status"] for row in found["points"]] == ["done", "done"], [row["why"] for row in found["points"]]
+    assert len(list((tmp_path / "digits-smoke").glob("table-*"))) == 1
+    read = [line for line in said if line.endswith("the teacher's answers are read from a replay table")]
+    assert len(read) == 2 and all(line.startswith("[ray ") for line in read), "both students read it, on the cluster"
+    assert sum("table: building" in line for line in said) == 1
+    assert not [line for line in said if line.startswith("[") and "distill: building" in line and "[ray" not in line]
+    assert all(row["teacher_share"] is not None and row["stages"]["table"]["seconds"] > 0 for row in found["points"])
