@@ -14,7 +14,6 @@ from pipeline.gates.counts import told_beside
 from pipeline.gates.judge import assurance, judge
 from pipeline.gates.latency_evidence import Grouped, block_median_bounds, evidence
 from pipeline.gates.rules import rule_of
-from pipeline.gates.selection import no_gain
 from pipeline.gates.waivers import waivers_of
 from pipeline.reports.report import render_html, render_markdown
 from pipeline.tasks.classification import Classification
@@ -271,26 +270,6 @@ def test_block_medians_that_hang_together_are_fewer():
     assert bounds is None or bounds.upper - bounds.lower > 0
     bounds, worth = block_median_bounds(np.tile([1.0, 2.0], 15))
     assert worth == 30 and bounds is not None and (bounds.lower, bounds.upper) == (1.0, 2.0)
-
-
-def test_int8_that_is_not_faster_is_not_a_gain():
-    def subject(name: str, precision: str) -> dict[str, Any]:
-        return {
-            "name": name,
-            "precision": precision,
-            "runtime": "ort",
-            "latency": [{"kind": "device", "p50_ms": 1.0}],
-        }
-
-    int8, fp32 = subject("onnx-int8@ort", "int8"), subject("onnx-fp32@ort", "fp32")
-    pair = {"kind": "latency", "latency_kind": "device", "subject": "onnx-int8@ort", "against": "onnx-fp32@ort"}
-    report = {"subjects": [int8, fp32], "comparisons": [pair | {"ratio": 1.01, "ratio_lower": 0.97}]}
-    assert no_gain(report, int8) == ("onnx-fp32@ort", "not faster than onnx-fp32@ort (1.01x, 99 % sure of 0.97x)")
-    assert no_gain(report, fp32) is None
-    report["comparisons"] = [pair | {"ratio": 1.2, "ratio_lower": 1.1}]
-    assert no_gain(report, int8) is None
-    report["comparisons"] = []
-    assert no_gain(report, int8) == ("onnx-fp32@ort", "not faster than onnx-fp32@ort (not compared side by side)")
 
 
 def test_size_memory_and_energy_against_another_subject():

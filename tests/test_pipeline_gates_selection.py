@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.gates.rules import Rule
-from pipeline.gates.selection import select
+from pipeline.gates.selection import no_gain, select
 from pipeline.recipe import Recipe
 from pipeline.stages.gate import distillation, t_interval
 
@@ -80,6 +80,26 @@ def test_a_rule_against_the_last_release_does_not_choose() -> None:
 
 def test_without_an_artifact_nothing_is_chosen() -> None:
     assert select({"subjects": []}, [DROP], []) == {"chosen": None, "order": [], "reason": "no artifact was measured"}
+
+
+def test_int8_that_is_not_faster_is_not_a_gain() -> None:
+    def subject(name: str, precision: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "precision": precision,
+            "runtime": "ort",
+            "latency": [{"kind": "device", "p50_ms": 1.0}],
+        }
+
+    int8, fp32 = subject("onnx-int8@ort", "int8"), subject("onnx-fp32@ort", "fp32")
+    pair = {"kind": "latency", "latency_kind": "device", "subject": "onnx-int8@ort", "against": "onnx-fp32@ort"}
+    report = {"subjects": [int8, fp32], "comparisons": [pair | {"ratio": 1.01, "ratio_lower": 0.97}]}
+    assert no_gain(report, int8) == ("onnx-fp32@ort", "not faster than onnx-fp32@ort (1.01x, 99 % sure of 0.97x)")
+    assert no_gain(report, fp32) is None
+    report["comparisons"] = [pair | {"ratio": 1.2, "ratio_lower": 1.1}]
+    assert no_gain(report, int8) is None
+    report["comparisons"] = []
+    assert no_gain(report, int8) == ("onnx-fp32@ort", "not faster than onnx-fp32@ort (not compared side by side)")
 
 
 def recipe(**distill: object) -> Recipe:
