@@ -1,7 +1,6 @@
 """Files that this project did not make: inspected, quantized, profiled and gated, or refused with node and reason."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +10,6 @@ from foreign_files import CLASSES, FAMILY, SIDE, images, network, saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from PIL import Image
 
 from exporters import open_runner
 from exporters.adopt_onnx import adopt, opened
@@ -21,8 +19,6 @@ from exporters.onnx_file import load_model
 from exporters.opset import opset_of
 from exporters.quantize_onnx import quantize_int8
 from exporters.to_fp16 import convert_fp16
-from exporters.to_openvino import convert_ir
-from pipeline.bundle.contents import read_manifest
 
 PLAIN = ("--mean", "0,0,0", "--std", "1,1,1")
 RNG = np.random.default_rng(0)
@@ -277,34 +273,6 @@ def test_what_is_missing_is_one_line(foreign, pictures, tmp_path, arguments, cod
     made = cli("quantize", str(foreign), "--images", str(pictures), "--out", str(tmp_path / "out"), *arguments)
     assert made.code == code and message in made.err, made.err
     assert made.err.splitlines()[-1].startswith("error: ")
-
-
-def test_openvinos_own_form_goes_into_the_bundle(foreign, pictures, tmp_path, monkeypatch):
-    """NNCF takes ten seconds to import, so its file is one that was only converted here."""
-    pytest.importorskip("openvino")
-    monkeypatch.setattr("exporters.to_openvino.NncfExporter.unavailable", lambda self: None)
-    monkeypatch.setattr("exporters.to_openvino.quantize_nncf", lambda source, path, **_: convert_ir(source, path))
-    words = ("--images", str(pictures), *PLAIN, "--samples", "12", "--form", "nncf", "--out", str(tmp_path / "out"))
-    made = cli("quantize", str(foreign), *words, "--json")
-    assert made.code == 0, made.err
-    manifest, _, entries = read_manifest(Path(made.json["bundle"]))
-    model = manifest.models["openvino-int8-nncf"]
-    assert (model.format, model.file) == ("openvino", "models/openvino-int8-nncf.xml")
-    assert {"models/openvino-int8-nncf.xml", "models/openvino-int8-nncf.bin"} <= entries.keys()
-    assert manifest.counted() == "models/teacher.onnx" and not manifest.left_out
-
-
-def test_noise_is_no_calibration_image(foreign, tmp_path):
-    folder, rng = tmp_path / "noise", np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(16):
-        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(folder / f"{number}.png")
-    made = cli("quantize", str(foreign), "--images", str(folder), *PLAIN, "--out", str(tmp_path / "out"))
-    assert made.code == 1
-    assert made.err.startswith(
-        f"error: {folder}: the calibration samples look like noise: neighbouring pixels correlate"
-    )
-    assert made.err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_class_folders_must_be_the_outputs(foreign, tmp_path):
