@@ -56,7 +56,7 @@ def run(recipe: Recipe, context: Context) -> None:
     )
     index: dict[str, Any] = {}
     for form in recipe.quantize.forms:
-        if form in NNCF:
+        if form in ("nncf", "nncf-mixed"):  # the keys of NNCF
             index |= by_nncf(form, source, context, stream, data)
             continue
         name = NAMES[form]
