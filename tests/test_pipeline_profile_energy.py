@@ -45,7 +45,7 @@ class Meter:
 
 
 def test_energy_of_a_sensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(power, "meter", lambda device: Meter())
+    monkeypatch.setattr(power, "meter", lambda device, bus_id=None: Meter())
     monkeypatch.setattr(
         power.measure_energy, "__kwdefaults__", power.measure_energy.__kwdefaults__ | {"idle_seconds": 0.01}
     )
@@ -65,5 +65,5 @@ def test_energy_of_a_sensor(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_no_energy_is_a_reason(monkeypatch: pytest.MonkeyPatch, sensor: Any, reason: str) -> None:
-    monkeypatch.setattr(power, "meter", lambda device: sensor)
+    monkeypatch.setattr(power, "meter", lambda device, bus_id=None: sensor)
     assert energy(Runner(), FEEDS, RECIPE) == {"energy_j": None, "energy": None, "missing": {"energy_j": reason}}
