@@ -199,6 +199,14 @@ def test_what_was_touched_is_said_in_one_line(run: Path, spoil: Callable[[Path],
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("digest", [[], {}, None, 3])
+def test_a_digest_that_is_no_text_is_said_in_one_line(run: Path, digest: Any) -> None:
+    path = only(run, "evaluate-*/manifest.json")
+    path.write_text(json.dumps(manifest.seal(json.loads(path.read_text()) | {"digest": digest})))
+    done = cli("verify", run)
+    assert done.code == 1 and done.err.startswith(f"error: {path.parent.name}: digest: expected "), done.err
+
+
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
     done = cli("verify", tmp_path)
     assert done.code == 1 and done.err == (

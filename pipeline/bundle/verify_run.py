@@ -117,7 +117,8 @@ def _chain(folder: Path, report: Mapping[str, Any], stages: Mapping[str, Any]) -
                     yield Change(file=place, what="missing")
                 continue
             if stages[place]["digest"] != needed["digest"]:
-                yield Change(file=place, what="digest", expected=needed["digest"], got=stages[place]["digest"])
+                expected, got = (str(found["digest"])[:64] for found in (needed, stages[place]))
+                yield Change(file=place, what="digest", expected=expected, got=got)
             waiting.append(stages[place])
     for place in seen:
         if place.rpartition("-")[0] == DATA and place in stages:
