@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cli_runner import cli
+from steady_speed import steady
 from two_stages import flip_bit
 
 import pipeline
@@ -22,9 +23,7 @@ ROOT = Path(__file__).parent.parent
 COMMAND = ("run", "digits", "--smoke")
 TAUGHT = ["data", "teacher", "teacher-check", "table", "distill", "control"]
 STAGES = [*TAUGHT, "export", "quantize", "evaluate", "profile", "gate"]
-# A machine that is busy enough leaves any speed-up undecided; these tests are about what a release leaves behind.
-WAIVER = '{metric = "speedup_p50", owner = "Ada", reason = "a busy machine", expires = 2199-12-31}'
-LENIENT = ("gate.0.max=100pt", "gate.1.min=0.001", "gate.2.max=1e9", f"waiver=[{WAIVER}]")
+LENIENT = ("gate.0.max=100pt", "gate.1.min=0.001", "gate.2.max=1e9")
 TOP = {"schema_version", "recipe", "environment", "data", "subjects", "comparisons", "gates", "verdict"}
 SUBJECT = {
     *("name", "stage", "format", "precision", "runtime", "path", "sha256", "size_bytes", "params", "macs", "flops"),
@@ -57,9 +56,14 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    done = Run(tmp_path_factory.mktemp("smoke") / "out")
-    assert (done.folder / "report.json").exists(), done.process.stderr
-    return done
+    done: list[Run] = []
+
+    def measured(attempt: int) -> dict[str, Any]:
+        done.append(Run(tmp_path_factory.mktemp("smoke") / "out"))
+        assert (done[-1].folder / "report.json").exists(), done[-1].process.stderr
+        return done[-1].report
+
+    return done[steady(measured)]
 
 
 def test_the_exit_code_is_the_verdict(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from bundle_parts import QUICK, small_bundle
 from cli_runner import brightness_net, cli
+from steady_speed import steady
 
 import pipeline
 from pipeline.bundle import signature
@@ -100,9 +102,14 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
 
 @pytest.fixture(scope="module")
 def record(bundle: Path, device: Device) -> Path:
-    done = device("profile", bundle, "--seconds", "0.05", "--runtime", "onnxruntime", "--no-memory")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "next: edgestill gate digits-smoke-record"
+    def measured(attempt: int) -> dict[str, Any]:
+        shutil.rmtree(device.folder / "digits-smoke-record", ignore_errors=True)
+        done = device("profile", bundle, "--seconds", "0.05", "--runtime", "onnxruntime", "--no-memory")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "next: edgestill gate digits-smoke-record"
+        return read(device.folder / "digits-smoke-record")
+
+    steady(measured)
     return device.folder / "digits-smoke-record"
 
 
@@ -164,11 +171,12 @@ def test_the_accuracy_on_the_device_is_that_of_the_host(run: Path, record: Path)
         assert row["accuracy"] == host[name]["accuracy"], name
         assert row["sha256"] == host[name]["sha256"], name
         assert (row["latency"] == []) == (row["runtime"] == "torch")
-    accuracy, speed, *others = read(record)["gates"]
-    assert [row["metric"] for row in others] == ["size_bytes", "flip_rate"]
-    assert [row["outcome"] for row in (accuracy, *others)] == ["pass"] * 3
-    # 0.001 is met unless the blocks were too much alike to say anything, as they are beside a heavy load
-    assert speed["metric"] == "speedup_p50" and (speed["outcome"] == "pass" or "hang together" in speed["reason"])
+    assert [(row["metric"], row["outcome"]) for row in read(record)["gates"]] == [
+        ("accuracy_drop", "pass"),
+        ("speedup_p50", "pass"),
+        ("size_bytes", "pass"),
+        ("flip_rate", "pass"),
+    ]
     assert read(record)["recipe"]["waiver"] == read(run)["recipe"]["waiver"]
 
 

@@ -14,6 +14,7 @@ import pytest
 from bundle_parts import RULES_OF_IT, SIZES, host_report, manifest_of, parts, small_bundle
 from cli_runner import cli
 from onnx import TensorProto, load_from_string
+from steady_speed import steady
 
 from pipeline.bundle.arrays import array_bytes
 from pipeline.bundle.contents import hashed, read_manifest, unpacked
@@ -42,10 +43,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("device") / "record"
-    with unpacked(bundle) as opened:
-        measure(opened, out, QUICK, command="edgestill profile x", memory=False, say=lambda line: None)
-    return out
+    folder = tmp_path_factory.mktemp("device")
+
+    def measured(attempt: int) -> dict[str, Any]:
+        with unpacked(bundle) as opened:
+            out = folder / f"record{attempt}"
+            return measure(opened, out, QUICK, command="edgestill profile x", memory=False, say=lambda line: None)
+
+    return folder / f"record{steady(measured)}"
 
 
 def test_a_record_is_a_report_bound_to_the_bytes_that_ran(record: Path, bundle: Path) -> None:
@@ -67,9 +72,7 @@ def test_a_record_is_a_report_bound_to_the_bytes_that_ran(record: Path, bundle: 
     assert report["selection"]["chosen"] == "onnx-fp32@onnxruntime"
     assert [gate["outcome"] for gate in report["gates"]] == ["pass", "pass"] and report["verdict"] == "released"
     speed = {"metric": "speedup_p50", "against": "teacher", "min": 0.01}
-    (check,) = judge(report, [speed]).checks
-    # met unless the blocks were too much alike to say anything, as they are beside a heavy load
-    assert check.outcome == "pass" or "hang together" in check.reason
+    assert judge(report, [speed]).verdict == "released"
     assert str(Path.home()) not in (record / "report.json").read_text()
 
 
